@@ -1,0 +1,1 @@
+"""Primitives in plain PyTorch: token log-probabilities and attention over packed documents."""

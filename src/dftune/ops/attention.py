@@ -1,0 +1,141 @@
+"""Causal attention over packed rows, each document by itself, registered with transformers.
+
+Left to itself transformers isolates packed documents only when ``use_cache=False`` and no mask is given. Here the
+document bounds travel as an argument of the forward, and no (length, length) mask is ever built.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMPLEMENTATION = "dftune_documents"
+# Arguments that some models pass and that change the result; silently ignoring one would be another model.
+_UNSUPPORTED = ("s_aux", "position_bias", "sinks")
+
+
+def register() -> str:
+    """Make the attention known to transformers and return its name. Without a mask function it is given no mask."""
+    from transformers import AttentionInterface  # noqa: PLC0415  (1 s to import)
+
+    AttentionInterface.register(IMPLEMENTATION, document_attention)
+    return IMPLEMENTATION
+
+
+def document_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    document_starts: list[int] | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal self-attention within each document of a packed row, or within each row of a batch.
+
+    Args:
+        module: the calling attention layer; ``is_causal=False`` is refused.
+        query: (rows, heads, length, head size).
+        key: (rows, key-value heads, length, head size); heads are repeated by the kernels (grouped queries).
+        value: as ``key``.
+        attention_mask: must be None; padding stands on the right, where causal attention never looks.
+        scaling: multiplies the scores; default 1 / sqrt(head size).
+        dropout: probability on the attention weights.
+        sliding_window: a token sees itself and this many minus one before it.
+        softcap: bound of the scores.
+        document_starts: offsets of the documents in a single packed row, with the row's length at the end.
+        cu_seq_lens_q: the same as an int32 tensor on the device, for varlen kernels.
+        max_length_q: longest document.
+        kwargs: what else transformers passes along.
+
+    Returns:
+        (rows, length, heads, head size), and None for the weights.
+    """
+    given = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if attention_mask is not None or given or not getattr(module, "is_causal", True):
+        raise ValueError(
+            f"{type(module).__name__} asks for attention that dftune does not compute "
+            f"({', '.join(given) or 'a mask or bidirectional attention'}). Use a model with plain causal attention."
+        )
+    options: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap}
+    if document_starts is None:
+        return _causal(query, key, value, **options).transpose(1, 2), None
+    if _varlen_applies(query, value, dropout, softcap):
+        left = -1 if sliding_window is None else sliding_window - 1
+        q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
+        bounds, longest = (cu_seq_lens_q, cu_seq_lens_q), (max_length_q, max_length_q)
+        grouped = q.shape[1] != k.shape[1]
+        out = _varlen_kernel()(q, k, v, *bounds, *longest, scale=scaling, window_size=(left, 0), enable_gqa=grouped)
+        return out.unsqueeze(0), None
+    documents = []
+    for start, end in pairwise(document_starts):
+        q, k, v = (x[:, :, start:end] for x in (query, key, value))
+        documents.append(_causal(q, k, v, **options))
+    return torch.cat(documents, dim=2).transpose(1, 2), None
+
+
+def _causal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    length = query.shape[2]
+    if softcap is None and (window is None or window >= length):
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=length > 1, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
+    index = torch.arange(length, device=query.device)
+    distance = index[:, None] - index[None, :]
+    visible = distance >= 0
+    if window is not None:
+        visible &= distance < window
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, dropout_p=dropout, scale=scaling, enable_gqa=True
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    weights = scores.float().masked_fill(~visible, float("-inf")).softmax(-1).to(query.dtype)
+    return F.dropout(weights, dropout) @ value
+
+
+@cache
+def _varlen_kernel() -> Any:
+    """``torch.nn.attention.varlen.varlen_attn`` where it takes a window and grouped queries, else None."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"window_size", "enable_gqa", "scale"} <= known.keys() else None
+
+
+def _varlen_applies(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] == value.shape[-1] <= 256
+        and dropout == 0.0
+        and softcap is None
+        and _varlen_kernel() is not None
+    )
