@@ -1,0 +1,1 @@
+"""Data: sources, prompt formats, prepared datasets, packing."""

@@ -1,0 +1,57 @@
+"""The ``data`` section of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dftune.config import Config
+
+
+class ColumnsConfig(Config):
+    """Which column of the source holds what. A name the source lacks is an error where the column is required."""
+
+    problem: str = "problem"
+    """The question. Required."""
+    solution: str = "solution"
+    """The completion to train on. Required."""
+    answer: str = "answer"
+    """The reference answer; taken from the solution (its last box, or what follows ####) where absent."""
+    source: str = "source"
+    """Where a row comes from, for filtering; optional."""
+    id: str = "id"
+    """A stable id; a hash of problem and solution where absent."""
+
+
+class DataConfig(Config):
+    """From a source to a prepared dataset."""
+
+    source: str
+    """JSONL, CSV or parquet file, a folder of such files, a saved dataset, or a Hugging Face dataset id."""
+    subset: str | None = None
+    """Configuration of a Hugging Face dataset."""
+    split: str = "train"
+    """Split of a Hugging Face dataset or of a folder that has splits."""
+    revision: str | None = None
+    """Revision of a Hugging Face dataset."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Names of the columns."""
+    sources: tuple[str, ...] = ()
+    """Keep only rows whose source column is one of these; empty keeps all."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Keep the first so many rows that pass the other filters."""
+    require_answer: bool = False
+    """Drop rows without an answer, neither in the column nor in the solution."""
+    prompt_format: str = "chat"
+    """chat (the tokenizer's own template), plain, qwen-boxed, qwen25-math-cot, deepseek-math, cot, metamath, numina,
+    r1-zero: see docs/data.md."""
+    max_length: Annotated[int, Field(ge=2)] = 2048
+    """Most tokens in prompt and completion together."""
+    on_too_long: Literal["drop", "error"] = "drop"
+    """What to do with a longer example: leave it out and count it, or stop."""
+    validation: Annotated[int, Field(ge=0)] = 0
+    """Rows held out, chosen by a hash of their ids, so that the choice does not depend on order or seed."""
+    prepared: Path
+    """Folder for the prepared dataset."""

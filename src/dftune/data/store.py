@@ -1,0 +1,164 @@
+"""Writing a prepared dataset: a folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dftune.data.dataset import MANIFEST_NAME, TOKENIZER_NAME, Manifest, PreparedDataset, read_manifest
+from dftune.data.examples import Example
+from dftune.files import sync, umask_mode, write_json
+
+_ROWS_PER_GROUP = 10_000
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OURS = {MANIFEST_NAME, TOKENIZER_NAME, "train.parquet", "validation.parquet"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tokenised example."""
+
+    example: Example
+    tokens: npt.NDArray[np.int32]
+    """(tokens,) prompt and completion."""
+    num_prompt: int
+
+
+def find_existing(
+    folder: Path, content: str, differing: Callable[[Manifest], list[str]], force: bool
+) -> Manifest | None:
+    """The manifest of a folder that already holds what would be written; None where it may be written.
+
+    Args:
+        folder: where the dataset is to be.
+        content: fingerprint of what would be written.
+        differing: what a manifest was made with that now is otherwise.
+        force: whether a dataset of other content may be replaced.
+
+    Raises:
+        ValueError: something is there that must not be replaced.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not folder.is_dir() or not {entry.name for entry in folder.iterdir()} <= _OURS:
+        raise ValueError(f"{folder} exists and is no prepared dataset. Set data.prepared to a folder of its own.")
+    try:
+        manifest = read_manifest(folder)
+    except ValueError as error:
+        if force:
+            return None
+        raise ValueError(f"{folder} holds a damaged dataset ({error}). Use --force to replace it.") from error
+    if manifest["fingerprint"] == content:
+        return manifest if _intact(folder) else None
+    if force:
+        return None
+    differences = differing(manifest) or ["the rows of the source, or the tokenizer's files, have changed since"]
+    listed = "\n".join(f"  {difference}" for difference in differences)
+    raise ValueError(
+        f"{folder} holds a dataset that was prepared otherwise:\n{listed}\n"
+        "Use --force to replace it, or set data.prepared to another folder."
+    )
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        PreparedDataset.load(folder)
+    except ValueError:
+        return False
+    return (folder / TOKENIZER_NAME / "tokenizer_config.json").is_file()
+
+
+def write_dataset(folder: Path, manifest: Manifest, tokenizer: Any, splits: Mapping[str, Sequence[Encoded]]) -> None:
+    """Write splits, tokenizer and manifest into a folder beside ``folder``, then rename it.
+
+    Raises:
+        OSError: the disk is full; what was written is removed again.
+    """
+    folder = folder.resolve() if folder.is_symlink() else folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    num_bytes = sum(_size(item) for part in splits.values() for item in part)
+    with _full_disk_explained(folder, num_bytes):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            for name, part in splits.items():
+                _write_split(temporary / f"{name}.parquet", part)
+            tokenizer.save_pretrained(str(temporary / TOKENIZER_NAME))
+            write_json(temporary / MANIFEST_NAME, manifest)
+            temporary.chmod(umask_mode() | (umask_mode() & 0o444) >> 2)
+            for path in [*sorted(temporary.rglob("*")), temporary]:
+                sync(path)
+            _install(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _size(item: Encoded) -> int:
+    return 5 * len(item.tokens) + len(item.example.problem) + len(item.example.solution)  # 4 bytes an id, 1 of mask
+
+
+def _install(temporary: Path, folder: Path) -> None:
+    aside = temporary.with_suffix(".old")
+    if folder.exists():
+        folder.rename(aside)
+    try:
+        temporary.rename(folder)
+    except BaseException:
+        if aside.exists():
+            aside.rename(folder)
+        raise
+    sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_split(path: Path, part: Sequence[Encoded]) -> None:
+    import pyarrow as pa  # noqa: PLC0415
+    from pyarrow import parquet  # noqa: PLC0415
+
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("id", "source", "problem", "solution", "answer")]
+        + [("input_ids", pa.list_(pa.int32())), ("completion_mask", pa.list_(pa.bool_()))]
+    )
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, len(part), _ROWS_PER_GROUP):
+            writer.write_table(_table(part[start : start + _ROWS_PER_GROUP], schema))
+
+
+def _table(part: Sequence[Encoded], schema: Any) -> Any:
+    import pyarrow as pa  # noqa: PLC0415
+
+    lengths = [len(item.tokens) for item in part]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    masks = [np.arange(len(item.tokens)) >= item.num_prompt for item in part]
+    texts = [
+        pa.array([getattr(item.example, name) for item in part], pa.string())
+        for name in ("id", "source", "problem", "solution", "answer")
+    ]
+    tokens = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([item.tokens for item in part])))
+    mask = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(masks)))
+    return pa.table([*texts, tokens, mask], schema=schema)
+
+
+@contextmanager
+def _full_disk_explained(folder: Path, num_bytes: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the tokenizer's writer raises a bare Exception
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if not full and not any(f"(os error {number})" in str(error) for number in _FULL):
+            raise
+        free = shutil.disk_usage(folder.parent).free
+        raise OSError(
+            f"The disk is full: {folder} needs up to {num_bytes / 1e6:.2f} MB and its tokenizer, and "
+            f"{free / 1e6:.2f} MB are free. Nothing was left behind. "
+            "Free space, or set data.prepared to a folder on another disk."
+        ) from error

@@ -1,0 +1,64 @@
+"""The whole recipe: one complete YAML file that reproduces one row of one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import field_validator, model_validator
+
+from dftune import config
+from dftune.config import Config
+from dftune.data.config import DataConfig
+from dftune.evaluate.config import EvaluateConfig
+from dftune.files import check_name
+from dftune.train.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+
+
+class Recipe(Config):
+    """Everything that decides the outcome of a run."""
+
+    name: str
+    """Name of the run."""
+    output: Path
+    """Folder of the run; default runs/NAME."""
+    seed: int = 0
+    """Order of the examples, dropout, and the weights of a new model."""
+    data: DataConfig
+    """What is trained on."""
+    model: ModelConfig
+    """What is trained."""
+    objective: ObjectiveConfig
+    """The loss: its name and its options."""
+    optimizer: OptimizerConfig
+    """How the weights move."""
+    train: TrainConfig
+    """How long, in which batches, on what device."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Benchmarks to run when training has ended."""
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        return check_name(name, "name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_output(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(values.get("name"), str) and values.get("output") is None:
+            return {**values, "output": f"runs/{values['name']}"}
+        return values
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: YAML file; ``.yaml`` may be left out.
+        overrides: ``a.b=c`` assignments.
+
+    Raises:
+        RecipeError: every problem at once.
+        FileNotFoundError: no such file.
+    """
+    return config.load(path, Recipe, overrides)

@@ -1,0 +1,1 @@
+"""Training: one inspectable step, exact resume."""

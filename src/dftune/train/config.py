@@ -1,0 +1,148 @@
+"""The ``model``, ``objective``, ``optimizer`` and ``train`` sections of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from dftune.config import Config
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ScratchConfig(Config):
+    """A new Qwen2 model with random weights, and a byte-level BPE tokenizer trained on the training texts."""
+
+    vocab_size: Annotated[int, Field(ge=260)] = 4096
+    """Tokens in the vocabulary: 256 bytes, special tokens, and merges."""
+    hidden_size: Count = 256
+    """Width."""
+    num_layers: Count = 4
+    """Transformer blocks."""
+    num_heads: Count = 4
+    """Attention heads; must divide hidden_size."""
+    num_kv_heads: Count = 2
+    """Key-value heads; must divide num_heads."""
+    intermediate_size: Count = 704
+    """Width inside the MLP."""
+    max_position_embeddings: Count = 2048
+    """Longest context."""
+    tie_word_embeddings: bool = True
+    """Share the embedding with the head."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ScratchConfig:
+        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}, "
+                f"and that of num_kv_heads {self.num_kv_heads}"
+            )
+        return self
+
+
+class ModelConfig(Config):
+    """What is trained: a checkpoint (path), or a new model (scratch)."""
+
+    path: str | None = None
+    """Folder of a Hugging Face checkpoint, or a model id on the hub."""
+    revision: str | None = None
+    """Revision on the hub."""
+    tokenizer: str | None = None
+    """Folder or id of the tokenizer, where it is not the model's own."""
+    scratch: ScratchConfig | None = None
+    """Train a new model instead of a checkpoint."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelConfig:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("give either model.path or model.scratch")
+        if self.scratch is not None and (self.tokenizer or self.revision):
+            raise ValueError("model.scratch trains its own tokenizer; leave model.tokenizer and model.revision out")
+        return self
+
+
+class ObjectiveConfig(Config):
+    """The loss: its name, and beside it the options of that objective."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    """Name of the objective: sft, dynamic_ft, power."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The objective's own options."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known(self) -> ObjectiveConfig:
+        from dftune.objectives.registry import get_objective  # noqa: PLC0415  (objectives are read only when one is named)
+
+        bound = get_objective(self.name, **self.options)
+        # Defaults are written into the resolved recipe, as for every other section.
+        object.__setattr__(self, "__pydantic_extra__", dict(bound.options))
+        return self
+
+
+class OptimizerConfig(Config):
+    """AdamW and its learning-rate schedule."""
+
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate. Objectives differ in the scale of their gradients: tune it for each."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """Decay of the two moments."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled; on matrices only, not on norms and biases."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradient to this global L2 norm; null does not clip."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """After the warm-up: cosine or linear decay, constant, or warm-up-stable-decay."""
+    warmup_ratio: Share = 0.1
+    """Share of the steps over which the rate rises linearly from 0."""
+    decay_ratio: Share = 0.1
+    """Share of the steps at the end over which wsd decays linearly."""
+    min_lr_ratio: Share = 0.0
+    """The rate at the end, as a share of the peak."""
+
+
+class TrainConfig(Config):
+    """The training loop."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training data."""
+    steps: Count | None = None
+    """Optimizer steps; give this or epochs."""
+    batch_size: Count = 256
+    """Examples an optimizer step."""
+    micro_batch_tokens: Count = 8192
+    """Most tokens in one forward pass. It bounds memory and leaves the gradient as it is."""
+    micro_batch_size: Count | None = None
+    """Most examples in one forward pass; null leaves it to micro_batch_tokens."""
+    packing: bool = True
+    """Put the examples of a forward pass end to end, without padding; each attends to itself alone."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the compute; weights and optimizer are fp32. auto: bf16 where the device has it, fp32 on CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one."""
+    threads: Count | None = None
+    """CPU threads; null uses OMP_NUM_THREADS where it is set, else the cores this process may run on."""
+    log_every: Count = 1
+    """Write metrics every so many steps."""
+    validate_every: Count | None = None
+    """Score the held-out rows every so many steps; null does so before the first step and after the last."""
+    checkpoint_every: Count | None = None
+    """Save a checkpoint every so many steps; null saves none but the final model."""
+    keep_checkpoints: Count | None = None
+    """Keep the newest so many; null keeps all."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either train.epochs or train.steps")
+        return self
