@@ -1,0 +1,120 @@
+"""The folder of a run: opened once, locked while it is written, explained by its files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dftune import config
+from dftune.files import append_jsonl, read_jsonl, write_json, write_text
+from dftune.recipe import Recipe
+
+# Keys that may change when a run is taken up again, since they do not change what it computes.
+_FREE = frozenset({"output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"})
+
+
+class RunFolder:
+    """``runs/NAME``: see docs/run-folder.md for what it holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The final Hugging Face checkpoint."""
+        return self.path / "model"
+
+    def start(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, or check that the run in it is the recipe's.
+
+        Raises:
+            ValueError: it holds a run and neither ``resume`` nor ``overwrite`` was asked for, or the run to resume
+                was made with other settings.
+        """
+        saved = self.path / "recipe.yaml"
+        if overwrite and self.path.exists():
+            if not saved.is_file() and any(self.path.iterdir()):
+                raise ValueError(f"{self.path} is not a run of dftune (no recipe.yaml); it will not be deleted.")
+            shutil.rmtree(self.path)
+        if saved.is_file():
+            if not resume:
+                raise ValueError(
+                    f"{self.path} already holds a run. Continue it with --resume, replace it with --overwrite, "
+                    "or choose another name."
+                )
+            self._check_same(recipe, saved)
+        elif self.path.is_file():
+            raise ValueError(f"{self.path} is a file; a run needs a folder. Choose another output.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(saved, config.dump(recipe))
+
+    def _check_same(self, recipe: Recipe, saved: Path) -> None:
+        before = _flatten(config.read_yaml(saved, []))
+        now = _flatten(recipe.model_dump(mode="json"))
+        changed = sorted(key for key in before | now if before.get(key) != now.get(key) and not _free(key))
+        if changed:
+            listed = "\n".join(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+            raise ValueError(
+                f"{self.path} was started with other settings:\n{listed}\n"
+                "Resume it with the same ones, or give the new run another name."
+            )
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write manifest.json."""
+        write_json(self.path / "manifest.json", manifest)
+
+    def log(self, kind: str, step: int, **fields: Any) -> None:
+        """Append a row to events.jsonl."""
+        append_jsonl(self.path / "events.jsonl", [{"kind": kind, "step": step, "time": time.time(), **fields}])
+
+    def finished(self) -> bool:
+        """Whether the run has ended and left its model."""
+        events = self.path / "events.jsonl"
+        if not events.is_file() or not self.model.is_dir():
+            return False
+        rows = read_jsonl(events, partial_last_line=True)
+        return bool(rows) and rows[-1]["kind"] == "end" and rows[-1]["status"] == "finished"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder against a second writer.
+
+        Raises:
+            ValueError: another process holds it; names its host and process id.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise ValueError(f"{self.path} is being written by another process ({file.read().strip()}).") from None
+            file.truncate(0)
+            file.write(f"{socket.gethostname()}, process {os.getpid()}")
+            file.flush()
+            yield
+
+
+def _free(key: str) -> bool:
+    return key in _FREE or key.startswith("evaluate.")
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -1,0 +1,207 @@
+"""Checkpoints that are complete or absent, verified when loaded, and hold no pickle."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dftune.files import read_json, sha256_file, sync, umask_mode, write_json
+
+_NAME = re.compile(r"step-(\d+)")
+_MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model", "optimizer.safetensors", "state.json", "manifest.json"
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint whose files are not those that were written."""
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    *,
+    model: Any,
+    tokenizer: Any,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+) -> Path:
+    """Write ``folder/step-N``: under another name first, then renamed, so that it is complete or absent.
+
+    Args:
+        folder: the run's checkpoints.
+        step: optimizer steps done.
+        model: a transformers model.
+        tokenizer: saved beside it.
+        optimizer: its moments are saved by parameter name.
+        state: further JSON values; the random state is added.
+
+    Raises:
+        OSError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+
+    def write(aside: Path) -> None:
+        save_model(aside / _MODEL, model, tokenizer)
+        save_file(_moments(model, optimizer), aside / _OPTIMIZER)
+        write_json(aside / _STATE, {"step": step, **state, "random": _random_state()})
+        files = sorted(file for file in aside.rglob("*") if file.is_file())
+        listing = {
+            str(file.relative_to(aside)): {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in files
+        }
+        write_json(aside / _MANIFEST, {"format": 1, "step": step, "files": listing})
+
+    return _complete_or_absent(folder / f"step-{step}", write)
+
+
+def export_model(path: Path, model: Any, tokenizer: Any) -> Path:
+    """Write a Hugging Face folder, complete or absent; an older one under the name is replaced."""
+    return _complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer))
+
+
+def save_model(path: Path, model: Any, tokenizer: Any) -> None:
+    """Weights as safetensors, configuration, generation defaults, tokenizer and chat template."""
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def _complete_or_absent(path: Path, write: Callable[[Path], None]) -> Path:
+    aside = path.with_name(f".incomplete-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        write(aside)
+        mode = umask_mode()
+        for file in aside.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)  # safetensors leaves its files readable by their owner alone
+                sync(file)
+        sync(aside)
+        if path.exists():
+            shutil.rmtree(path)
+        aside.rename(path)
+        sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
+        raise OSError(
+            getattr(error, "errno", None) or errno.EIO,
+            f"could not write {path} ({free / 1e9:.2f} GB free): {error}. What was saved before is intact; "
+            "free some space and continue with --resume",
+        ) from None
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and what a kill left half-written."""
+    for leftover in folder.glob(".incomplete-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for path in list_checkpoints(folder)[keep:] if keep is not None else []:
+        shutil.rmtree(path)
+
+
+def newest_intact(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that passes verification; what fails is reported and passed over."""
+    for path in list_checkpoints(folder):
+        try:
+            verify(path)
+        except DamagedCheckpointError as error:
+            warn(f"{error} Falling back to the one before.")
+        else:
+            return path
+    return None
+
+
+def verify(path: Path) -> None:
+    """Compare every file with the checkpoint's manifest.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, was changed or added, or there is no manifest.
+    """
+    try:
+        listing = read_json(path / _MANIFEST)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} has no readable manifest.json ({error}).") from None
+    for name, expected in listing.items():
+        file = path / name
+        if not file.is_file():
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is missing.")
+        if file.stat().st_size != expected["bytes"] or sha256_file(file) != expected["sha256"]:
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is not as it was written.")
+
+
+def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a verified checkpoint into a model and its optimizer, restore the random state, return the rest of it.
+
+    Args:
+        path: a folder that ``verify`` has passed.
+        model: the transformers model of the run.
+        optimizer: an optimizer over its parameters.
+
+    Raises:
+        DamagedCheckpointError: names or shapes are not the model's.
+    """
+    weights: dict[str, Tensor] = {}
+    for shard in sorted((path / _MODEL).glob("*.safetensors")):
+        weights |= load_file(shard)
+    with torch.no_grad():
+        for name, parameter in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
+            if name in weights:
+                parameter.copy_(weights[name])
+            elif isinstance(parameter, nn.Parameter):
+                raise DamagedCheckpointError(f"checkpoint {path} lacks the weight {name}.")
+    moments = load_file(path / _OPTIMIZER)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        own = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments}
+        if own:
+            device = parameter.device
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(device) for key, value in own.items()
+            }
+    state: dict[str, Any] = read_json(path / _STATE)
+    _restore_random_state(state.pop("random"))
+    return state
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _random_state() -> dict[str, str]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()}
+
+
+def _restore_random_state(saved: dict[str, str]) -> None:
+    states = {
+        name: torch.frombuffer(bytearray(base64.b64decode(raw)), dtype=torch.uint8) for name, raw in saved.items()
+    }
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,119 @@
+"""What is always logged, computed from a step's token log-probabilities and weights."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dftune.data.batches import MicroBatch
+from dftune.objectives import Objective
+from dftune.train.model import ScoredModel
+from dftune.train.step import StepResult, objective_of
+
+HISTOGRAM_BINS = 50
+
+# Dense bf16 peak of the tensor cores, in FLOP/s, from the makers' data sheets.
+PEAK_FLOPS: Mapping[str, float] = {
+    "H200": 989e12,
+    "H100 SXM": 989e12,
+    "H100 80GB HBM3": 989e12,
+    "H100 PCIe": 756e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
+
+
+def token_metrics(result: StepResult, end_token_id: int) -> dict[str, float | None]:
+    """NLL, quantiles of p, effective sample size of the weights, end-of-turn probability; formulas in run-folder.md."""
+    p = result.logps.exp()
+    quantiles = p.float().quantile(torch.tensor([0.1, 0.5, 0.9], device=p.device)) if len(p) < 2**24 else p[:3]
+    weights = result.weights.double()
+    squares = weights.square().sum()
+    ends = p[result.targets == end_token_id]
+    return {
+        "nll": -result.logps.mean().item(),
+        "p_mean": p.mean().item(),
+        "p_q10": quantiles[0].item(),
+        "p_q50": quantiles[1].item(),
+        "p_q90": quantiles[2].item(),
+        "weight_mean": weights.mean().item(),
+        "ess": (weights.sum().square() / (len(weights) * squares)).item() if squares > 0 else 0.0,
+        "p_eot": ends.mean().item() if len(ends) else None,
+        **{name: value.item() for name, value in result.metrics.items()},
+    }
+
+
+@torch.no_grad()
+def validate(
+    model: ScoredModel, objective: Objective, batches: Iterable[MicroBatch], end_token_id: int
+) -> dict[str, Any]:
+    """Score held-out examples: NLL, the objective's loss and the histogram of token probabilities.
+
+    Args:
+        model: left in the mode it came in.
+        objective: its loss is reported beside the NLL.
+        batches: micro-batches of the held-out examples, on the model's device.
+        end_token_id: the end-of-turn token.
+
+    Returns:
+        The ``validation`` row of events.jsonl, without kind, step and time.
+    """
+    was_training = model.training
+    model.eval()
+    logps, targets = [], []
+    total, num_units, num_examples = 0.0, 0, 0
+    for batch in batches:
+        found: Tensor = model(batch)
+        total += objective_of(objective, batch, found).total.item()
+        num_units += batch.num_units(objective.unit)
+        num_examples += batch.num_sequences
+        logps.append(found)
+        targets.append(batch.targets)
+    model.train(was_training)
+    all_logps, all_targets = torch.cat(logps), torch.cat(targets)
+    p = all_logps.exp()
+    ends = p[all_targets == end_token_id]
+    return {
+        "num_examples": num_examples,
+        "num_tokens": len(p),
+        "nll": -all_logps.double().mean().item(),
+        "p_mean": p.double().mean().item(),
+        "p_eot": ends.mean().item() if len(ends) else None,
+        "loss": total / num_units,
+        "p_histogram": p.float().cpu().histc(HISTOGRAM_BINS, 0.0, 1.0).long().tolist(),
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory allocated on a CUDA device, or the process's peak resident set, so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def model_flops_utilisation(model: ScoredModel, tokens_per_s: float, device: torch.device) -> float | None:
+    """6 * parameters * tokens/s over the device's bf16 peak; None where the peak is not known or compute is not bf16.
+
+    Counts the matrices once (2 FLOP forward, 4 backward a parameter and token) and leaves attention out; the
+    embedding is a look-up, and counts only where it is tied to the head.
+    """
+    if device.type != "cuda" or model.precision != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = next((flops for known, flops in PEAK_FLOPS.items() if known in name), None)
+    if peak is None:
+        return None
+    embedding = model.model.get_input_embeddings().weight
+    head = model.model.get_output_embeddings().weight
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if head is not embedding:
+        parameters -= embedding.numel()
+    return 6 * parameters * tokens_per_s / peak

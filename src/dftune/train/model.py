@@ -1,0 +1,195 @@
+"""The model under training: loaded, wrapped so that its forward returns log-probabilities, and checked."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dftune.data.batches import MicroBatch
+from dftune.data.hub import from_pretrained
+from dftune.ops import attention
+from dftune.ops.token_logps import token_logps
+from dftune.train.config import ModelConfig, ScratchConfig
+
+
+class ScoredModel(nn.Module):
+    """A causal language model whose forward returns the log-probabilities of the supervised tokens.
+
+    The head is applied inside this module's forward, so that hooks of a sharding wrapper run, and only at
+    supervised positions, so that the (tokens, vocab) logits of prompts and padding are never made.
+    """
+
+    def __init__(self, model: Any, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """Log-probabilities of ``batch.targets``: (tokens,) float32."""
+        return self.score(self.hidden(batch), batch.targets)
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Last hidden states at the supervised positions: (tokens, hidden)."""
+        bounds: dict[str, Any] = {}
+        if batch.document_starts is not None:
+            starts = batch.document_starts
+            longest = max(end - start for start, end in pairwise(starts))
+            cumulative = torch.tensor(starts, dtype=torch.int32, device=batch.input_ids.device)
+            bounds = {
+                "document_starts": starts,
+                "cu_seq_lens_q": cumulative,
+                "cu_seq_lens_k": cumulative,
+                "max_length_q": longest,
+                "max_length_k": longest,
+            }
+        with torch.autocast(batch.input_ids.device.type, self.precision, enabled=self.precision != torch.float32):
+            output = self.model.base_model(
+                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **bounds
+            )
+        states: Tensor = output.last_hidden_state
+        return states.flatten(0, 1)[batch.positions]
+
+    def score(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities of ``targets`` (tokens,) given ``hidden`` (tokens, hidden)."""
+        head = self.model.get_output_embeddings()
+        config = self.model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
+        scaling = getattr(config, "logits_scaling", None)
+        return token_logps(
+            hidden,
+            head.weight,
+            targets,
+            bias=getattr(head, "bias", None),
+            softcap=getattr(config, "final_logit_softcapping", None),
+            logit_scale=1 / scaling if scaling is not None else scale,
+        )
+
+
+def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
+    """The causal language model of a recipe, in float32, with attention per packed document.
+
+    Args:
+        config: the recipe's model section.
+        tokenizer: gives a new model its vocabulary and special tokens.
+        seed: of a new model's weights.
+
+    Raises:
+        ValueError: no such model, or one whose files are not safetensors.
+    """
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    implementation = attention.register()
+    if config.scratch is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = _new_model(config.scratch, tokenizer, implementation)
+    else:
+        assert config.path is not None
+        model = from_pretrained(
+            AutoModelForCausalLM,
+            config.path,
+            config.revision,
+            "model.path",
+            dtype=torch.float32,
+            attn_implementation=implementation,
+            use_safetensors=True,
+        )
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model only "
+            f"{model.get_input_embeddings().weight.shape[0]} embeddings. Use the model's own tokenizer."
+        )
+    if config.gradient_checkpointing:
+        # renamed in transformers 5.x; the old name goes with version 6
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model
+
+
+def _new_model(config: ScratchConfig, tokenizer: Any, implementation: str) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: PLC0415
+
+    return Qwen2ForCausalLM._from_config(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_position_embeddings,
+            tie_word_embeddings=config.tie_word_embeddings,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        attn_implementation=implementation,
+    )
+
+
+@torch.no_grad()
+def check_scoring(scored: ScoredModel, *, vocab_size: int) -> None:
+    """Compare, on a few random tokens, our scorer and packed attention with the model's own logits.
+
+    Some architectures post-process their logits or mix tokens in ways a packed row does not stop. Training such a
+    model would silently train something else, so it is refused.
+
+    Args:
+        scored: the wrapped model.
+        vocab_size: random tokens are drawn below this.
+
+    Raises:
+        ValueError: they disagree.
+    """
+    model, device = scored.model, next(scored.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(vocab_size, (24,), generator=generator).to(device)
+        documents = (tokens[:9], tokens[9:])
+        found = scored(_probe(documents))
+        model.set_attn_implementation("eager")  # the model's own, which honours every feature it has
+        with torch.autocast(device.type, scored.precision, enabled=scored.precision != torch.float32):
+            expected = torch.cat([_own_logps(model, document[None]) for document in documents])
+    finally:
+        model.set_attn_implementation(attention.register())
+        model.train(was_training)
+    error = (expected - found).abs().max().item()
+    allowed = 1e-3 if scored.precision == torch.float32 else 0.25
+    if not error <= allowed:
+        raise ValueError(
+            f"{type(model).__name__}: log-probabilities of packed documents differ from the model's own by {error:.2g} "
+            f"(allowed {allowed:g}). Its logits or its attention are computed in a way dftune does not know, "
+            "so training it would optimise something else. Please report the architecture."
+        )
+
+
+def _own_logps(model: Any, input_ids: Tensor) -> Tensor:
+    logits = model(input_ids=input_ids, use_cache=False).logits.float()
+    logps: Tensor = logits[0, :-1].log_softmax(-1).gather(1, input_ids[0, 1:, None]).squeeze(1)
+    return logps
+
+
+def _probe(documents: tuple[Tensor, ...]) -> MicroBatch:
+    lengths = [len(document) for document in documents]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    device = documents[0].device
+    positions = [
+        torch.arange(length - 1, device=device) + start for length, start in zip(lengths, starts, strict=False)
+    ]
+    return MicroBatch(
+        input_ids=torch.cat(documents)[None],
+        position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+        document_starts=starts,
+        positions=torch.cat(positions),
+        targets=torch.cat([document[1:] for document in documents]),
+        sequence_ids=torch.cat([torch.full_like(p, i) for i, p in enumerate(positions)]),
+        example_ids=tuple(str(i) for i in range(len(documents))),
+        num_tokens=starts[-1],
+    )
