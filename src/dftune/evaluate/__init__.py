@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, extraction, grading, statistics. Only the runner needs torch."""

@@ -1,0 +1,278 @@
+"""Two answer texts in, one outcome out: reading, the shortcuts that need no algebra, and the comparison."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import localcontext
+from functools import lru_cache
+
+from dftune.evaluate.answers.budget import (
+    MAX_ANSWER_CHARS,
+    Budget,
+    BudgetSpentError,
+    UndecidedError,
+    UndefinedError,
+    UnreadableError,
+)
+from dftune.evaluate.answers.clean import clean, strip_ends
+from dftune.evaluate.answers.compare import Comparison
+from dftune.evaluate.answers.decimals import context
+from dftune.evaluate.answers.expr import Expr, num, rename, walk
+from dftune.evaluate.answers.lexer import readings
+from dftune.evaluate.answers.numeric import HIGH
+from dftune.evaluate.answers.parser import parse
+from dftune.evaluate.answers.renaming import parameter_renamings
+
+_INTEGER = re.compile(r"-?\d{1,4000}")
+_CHOICE = re.compile(
+    r"[\s{(]*(?:(?:option|choice|answer)\s*:?[\s(]*)?([A-Za-z])\s*([)}.:\s]*)(.*)", re.DOTALL | re.IGNORECASE
+)
+_CHOICE_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|boldsymbol|bf|rm)(?![A-Za-z])")
+_LETTERS = re.compile(r"[A-J]{2,8}")
+_LETTER_LIST = re.compile(r"[A-J](?:\s*(?:,|and|\s)\s*[A-J]){1,7}")
+_TIME = re.compile(
+    r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:(?:\\text\s*\{)?\s*([ap])\.?\s*\\?\s*m\.?\s*\}?)?", re.IGNORECASE
+)
+_MARKED = re.compile(r"integer|\\mathbb\s*\{?\s*Z|\bZ\b|constant|parameter|\\in\s*\\Z")
+_TEXT_MARKUP = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|emph)(?![A-Za-z])|[{}\\$*\"'`.,;:!?()]|~")
+_NOT_WORDS = re.compile(r"[\d+*/^=<>_|]")
+_WORDY = re.compile(r"[^\W\d_]{3,}")
+_NAMED = {
+    **dict.fromkeys(("no solution", "no solutions", "none", "no real solution", "no real solutions", "empty set",
+                     "no values", "no integer solutions", "no such numbers", "there are no solutions"), "empty"),
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "all real values"), "R"),
+}  # fmt: skip
+
+
+_COUNTS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``equal`` is None when the comparison could not be settled."""
+
+    equal: bool | None
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A cleaned answer with its possible syntax trees."""
+
+    text: str
+    trees: tuple[Expr, ...]
+    error: str
+
+
+def compare_answers(gold: str, answer: str) -> Outcome:
+    """Whether ``answer`` equals ``gold``."""
+    if len(gold) > MAX_ANSWER_CHARS or len(answer) > MAX_ANSWER_CHARS:
+        same = gold.strip() == answer.strip()
+        return Outcome(same, "text", "same text" if same else "answer too long to compare")
+    mine, theirs = read(gold), read_prediction(answer)
+    shortcut = _by_text(mine, theirs)
+    if shortcut is not None:
+        return shortcut
+    if not mine.trees:
+        return Outcome(None, "gold", f"the reference answer cannot be read: {mine.error}")
+    if not theirs.trees:
+        return Outcome(False, "parse", f"the answer cannot be read: {theirs.error}")
+    return _by_trees(mine, theirs)
+
+
+@lru_cache(maxsize=4096)
+def _read_cached(text: str) -> Reading:
+    return _read(text)
+
+
+def read(text: str) -> Reading:
+    """The reading of a reference answer; remembered, since many completions meet the same one."""
+    return _read_cached(text) if len(text) < 2000 else _read(text)
+
+
+def read_prediction(text: str) -> Reading:
+    """The reading of an extracted answer."""
+    return _read(text)
+
+
+def _read(text: str) -> Reading:
+    cleaned = clean(text)
+    named = _NAMED.get(_word_key(cleaned)) if _WORDY.search(cleaned) else None
+    if named is not None:
+        return Reading(cleaned, (Expr("named", name=named),), "")
+    if _WORDY.search(cleaned) and (key := _word_key(cleaned)) in _COUNTS:
+        return Reading(cleaned, (num(_COUNTS.index(key)),), "")
+    trees, error = _parsed(cleaned)
+    return Reading(cleaned, trees, error)
+
+
+def _parsed(cleaned: str) -> tuple[tuple[Expr, ...], str]:
+    trees: list[Expr] = []
+    error = "it is empty"
+    try:
+        options = readings(cleaned)
+    except UnreadableError as problem:
+        return (), str(problem)
+    for tokens in options:
+        try:
+            trees.append(parse(tokens))
+        except UnreadableError as problem:
+            error = str(problem)
+        except RecursionError:
+            error = "nested too deeply"
+    return tuple(trees), "" if trees else error
+
+
+def _by_text(gold: Reading, answer: Reading) -> Outcome | None:  # noqa: PLR0911 - one case a kind
+    """The cases that are settled without algebra."""
+    if not answer.text:
+        return Outcome(False, "parse", "the answer is empty")
+    if _squeezed(gold.text) == _squeezed(answer.text):
+        return Outcome(True, "text", "same text")
+    if _INTEGER.fullmatch(gold.text) and _INTEGER.fullmatch(answer.text):
+        same = int(gold.text) == int(answer.text)
+        return Outcome(same, "value", "same value" if same else "different values")
+    choice = _same_choice(gold.text, answer.text)
+    if choice is not None:
+        return Outcome(choice, "choice", "same choice" if choice else "different choices")
+    if _same_letters(gold.text, answer.text):
+        return Outcome(True, "choice", "same choices")
+    clock = _same_time(gold.text, answer.text)
+    if clock is not None:
+        return Outcome(clock, "time", "same time" if clock else "different times")
+    if _is_words(gold) or _is_words(answer):
+        mine, theirs = _word_key(gold.text), _word_key(answer.text)
+        letters_only = not _NOT_WORDS.search(gold.text) and not _NOT_WORDS.search(answer.text)
+        if mine and letters_only and mine == theirs:
+            return Outcome(True, "words", "same words")
+    return None
+
+
+def _by_trees(gold: Reading, answer: Reading) -> Outcome:
+    undecided = ""
+    stage = "structure"
+    budget = Budget()
+    for mine in gold.trees:
+        for theirs in answer.trees:
+            comparison = Comparison(budget)
+            try:
+                with localcontext(context(HIGH)):
+                    equal = _same_up_to_names(comparison, mine, theirs, gold.text + " " + answer.text)
+                if equal:
+                    return Outcome(True, comparison.stage, f"equal by {comparison.stage}")
+                stage = comparison.stage
+            except UnreadableError as problem:
+                return Outcome(False, "parse", f"the answer cannot be read: {problem}")
+            except BudgetSpentError:
+                undecided = undecided or "operation budget spent"
+            except UndecidedError as problem:
+                undecided = undecided or str(problem)
+            except UndefinedError:
+                stage = "value"
+            except RecursionError:
+                undecided = undecided or "nested too deeply"
+    if undecided:
+        return Outcome(None, stage, undecided)
+    return Outcome(False, stage, "different " + ("values" if stage != "structure" else "answers"))
+
+
+def _same_up_to_names(comparison: Comparison, gold: Expr, answer: Expr, text: str) -> bool:
+    if comparison.same(gold, answer):
+        return True
+    names = parameter_renamings(gold, answer, marked=_MARKED.search(text) is not None)
+    if names is None:
+        return False
+    stage = comparison.stage
+    if comparison.same(gold, rename(answer, names)):
+        return True
+    comparison.stage = stage
+    return False
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _same_choice(gold: str, answer: str) -> bool | None:
+    """Multiple choice: decided when the reference is a letter, with or without its value; None otherwise."""
+    mine, theirs = _choice(gold), _choice(answer)
+    if mine is None:
+        return None
+    letter, value = mine
+    if theirs is not None:
+        return letter == theirs[0]
+    if value and _squeezed(strip_ends(value)) == _squeezed(answer):
+        return True
+    return None
+
+
+def _choice(text: str) -> tuple[str, str] | None:
+    """``B``, ``(B)``, ``\\text{(B) } 12``, ``B. 12``: the letter and what follows it."""
+    if len(text) > 300 or (found := _CHOICE.fullmatch(_CHOICE_MARKUP.sub("", text))) is None:
+        return None
+    letter, closing, rest = found.groups()
+    closing, rest = closing.strip(), rest.strip(" {}()$")
+    opened = "(" in found.group()[: found.start(1)]
+    if letter.upper() > "J" or (rest and (not closing or rest[0] in "=+-*/^_<>")):
+        return None
+    if letter.islower() and (rest or not opened):
+        return None
+    return letter.upper(), rest
+
+
+def _same_letters(gold: str, answer: str) -> bool:
+    """``ABC`` and ``A, B, C`` name the same choices."""
+    plain = [_CHOICE_MARKUP.sub("", re.sub(r"[{}()]", " ", text)).strip() for text in (gold, answer)]
+    for joined, listed in (plain, plain[::-1]):
+        if _LETTERS.fullmatch(joined) and _LETTER_LIST.fullmatch(listed):
+            return sorted(joined) == sorted(re.findall("[A-J]", listed))
+    return False
+
+
+def _same_time(gold: str, answer: str) -> bool | None:
+    """Times of day; the half of the day may be left out. None unless both look like one and say so, or are equal."""
+    mine, theirs = _TIME.fullmatch(gold), _TIME.fullmatch(answer)
+    if mine is None or theirs is None:
+        return None
+    half, other_half = (found.group(4).lower() if found.group(4) else "" for found in (mine, theirs))
+    same = [int(part or 0) for part in mine.groups()[:3]] == [int(part or 0) for part in theirs.groups()[:3]]
+    if same and (half == other_half or not half or not other_half):
+        return True
+    return False if half or other_half or same else None
+
+
+def _is_words(reading: Reading) -> bool:
+    return (
+        any(tree.op == "text" or any(item.op == "text" for item in walk(tree)) for tree in reading.trees)
+        or (not reading.trees and _WORDY.search(reading.text) is not None)
+        or any(tree.op == "named" for tree in reading.trees)
+    )
+
+
+def _word_key(text: str) -> str:
+    plain = _TEXT_MARKUP.sub(" ", text).replace("-", " ").casefold()
+    return " ".join(word for word in plain.split() if word not in ("a", "an", "the"))
