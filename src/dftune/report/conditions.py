@@ -1,0 +1,140 @@
+"""The rows and columns of the result table: which model, which benchmark, which evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dftune.report.groups import Group
+from dftune.report.load import Evaluation, Run
+
+NUM_STYLES = 8
+"""Colours, dashes and markers that style.css tells apart; further conditions begin again."""
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """One benchmark under one protocol. Two versions of a benchmark, by fingerprint, are two columns."""
+
+    benchmark: str
+    protocol: str
+    fingerprint: str
+
+    @property
+    def label(self) -> str:
+        """``BENCHMARK.PROTOCOL``."""
+        return f"{self.benchmark}.{self.protocol}"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The evaluation of one run's final model.
+
+    Attributes:
+        run: whose model it is.
+        evaluation: its completions.
+        base: the evaluation of the model that the run started from, where there is one.
+    """
+
+    run: Run
+    evaluation: Evaluation
+    base: Evaluation | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A row of the table: the base model, a group of replicates, or another evaluated model.
+
+    Attributes:
+        label: what it is called.
+        kind: ``base``, ``trained`` or ``model``.
+        style: number of its colour, dash and marker; 0 is the base's grey.
+        runs: the training runs, or the run in which the model was evaluated.
+        scored: by column, one entry for each run that was evaluated on it; for the base, one for each distinct model.
+        group: the replicates behind a trained condition.
+    """
+
+    label: str
+    kind: str
+    style: int
+    runs: tuple[Run, ...]
+    scored: Mapping[Column, tuple[Scored, ...]] = field(default_factory=dict)
+    group: Group | None = None
+
+
+def find_columns(runs: Sequence[Run]) -> tuple[Column, ...]:
+    """Every benchmark and protocol that any run was evaluated on."""
+    return tuple(sorted({column_of(evaluation) for run in runs for evaluation in run.evaluations}))
+
+
+def column_of(evaluation: Evaluation) -> Column:
+    """The column an evaluation belongs to."""
+    return Column(evaluation.benchmark, evaluation.protocol, str(evaluation.settings.get("benchmark_fingerprint", "")))
+
+
+def find_conditions(
+    groups: Sequence[Group], evaluated: Sequence[Run], columns: Sequence[Column]
+) -> tuple[Condition, ...]:
+    """The rows: base, groups of replicates, then evaluated models that no run started from.
+
+    Args:
+        groups: replicates.
+        evaluated: runs of kind ``evaluate``. One is a base if a run started from that very model, by fingerprint; a
+            single one that matches nothing is taken for the base too.
+        columns: of the table.
+    """
+    trained = [run for group in groups for run in group.runs]
+    started_from = {run.model_fingerprint for run in trained} - {None}
+    bases = [run for run in evaluated if run.model_fingerprint in started_from]
+    if not bases and trained and len(evaluated) == 1:
+        bases = list(evaluated)
+    rows = _base_rows(trained, bases, columns)
+    for group in groups:
+        scored = {column: _scored(group.runs, bases, column) for column in columns}
+        rows.append(Condition(group.label, "trained", _next_style(rows), group.runs, scored, group))
+    for run in evaluated:
+        if run not in bases:
+            last = {column: _scored([run], [], column, first_step=0) for column in columns}
+            rows.append(Condition(_unused(run.name, rows), "model", _next_style(rows), (run,), last))
+    return tuple(rows)
+
+
+def _base_rows(trained: Sequence[Run], bases: Sequence[Run], columns: Sequence[Column]) -> list[Condition]:
+    scored: dict[Column, tuple[Scored, ...]] = {}
+    for column in columns:
+        unique: dict[str | None, Scored] = {}  # the same model evaluated in several runs is no second seed
+        for run in trained:
+            evaluation = _base_of(run, bases, column)
+            if evaluation is not None:
+                unique.setdefault(run.model_fingerprint, Scored(run, evaluation))
+        scored[column] = tuple(unique.values())
+    holders = {one.run.name: one.run for found in scored.values() for one in found}
+    return [Condition("base", "base", 0, tuple(holders.values()), scored)] if holders else []
+
+
+def _base_of(run: Run, bases: Sequence[Run], column: Column) -> Evaluation | None:
+    """The evaluation of the model that ``run`` started from: its own step 0, or a base run's; complete ones first."""
+    matching = [base for base in bases if base.model_fingerprint == run.model_fingerprint] or list(bases)
+    found = [
+        one for holder in (run, *matching) for one in holder.evaluations if one.step == 0 and column_of(one) == column
+    ]
+    return next((one for one in found if one.complete), found[0] if found else None)
+
+
+def _scored(runs: Sequence[Run], bases: Sequence[Run], column: Column, first_step: int = 1) -> tuple[Scored, ...]:
+    """The evaluation at the largest step of each run that has one."""
+    found = []
+    for run in runs:
+        steps = [one for one in run.evaluations if column_of(one) == column and one.step >= first_step]
+        if steps:
+            last = max(steps, key=lambda evaluation: evaluation.step)
+            found.append(Scored(run, last, _base_of(run, bases, column)))
+    return tuple(found)
+
+
+def _next_style(rows: Sequence[Condition]) -> int:
+    return sum(row.kind != "base" for row in rows) % NUM_STYLES + 1
+
+
+def _unused(name: str, rows: Sequence[Condition]) -> str:
+    return name if all(row.label != name for row in rows) else f"{name} (evaluated)"

@@ -1,0 +1,335 @@
+"""Which charts the report has: each a drawing, a legend and one sentence that says how to read it."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+from dftune.report.charts import (
+    Curve,
+    Line,
+    Span,
+    histogram,
+    interval_chart,
+    line_chart,
+    linear_scale,
+    log_scale,
+    stacked_bars,
+    swatch,
+)
+from dftune.report.conditions import Column, Condition, column_of
+from dftune.report.load import OUTCOMES, Row
+from dftune.report.tables import ResultTable
+from dftune.report.wording import interval, one_line, percent
+
+Legend = tuple[tuple[Markup, str], ...]
+
+MOST_LEGEND = 45
+"""Characters of a legend above a chart; a longer one stands once above its section."""
+MOST_SPAN = 42
+"""Characters of label and value together in a row of an interval chart."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One chart.
+
+    Attributes:
+        title: above the chart.
+        svg: the drawing.
+        caption: how to read it.
+        legend: (swatch, label) pairs; empty where the chart names its parts itself.
+    """
+
+    title: str
+    svg: Markup
+    caption: str
+    legend: Legend = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """Charts that belong together, with one legend for all of them where each would need a long one."""
+
+    title: str
+    figures: tuple[Figure, ...]
+    legend: Legend = ()
+
+
+@dataclass(frozen=True)
+class _Metric:
+    key: str
+    kind: str
+    title: str
+    y_label: str
+    caption: str
+    zero: bool = False
+
+
+_LOSSES = (
+    _Metric(
+        "loss",
+        "train",
+        "Training loss",
+        "loss",
+        "What each objective minimises; different objectives are on different scales and cannot be compared.",
+    ),
+    _Metric(
+        "nll",
+        "train",
+        "NLL on the training batches",
+        "nats per token",
+        "Mean of −log p over each batch: the same quantity for every objective; lower is closer to the data.",
+    ),
+    _Metric(
+        "nll",
+        "validation",
+        "NLL on held-out rows",
+        "nats per token",
+        "The same on rows kept out of training; it rises where a model overfits or sharpens away from them.",
+    ),
+)
+_INSIDE = (
+    _Metric(
+        "p_mean",
+        "train",
+        "Mean token probability",
+        "p",
+        "Mean probability of the demonstrated tokens in each batch; 1 would be certainty.",
+        True,
+    ),
+    _Metric(
+        "ess",
+        "train",
+        "Effective sample size",
+        "share of tokens",
+        "(Σw)² / (T Σw²) of the objective's token weights: 1 weighs all tokens alike, near 0 a few tokens decide.",
+        True,
+    ),
+    _Metric(
+        "p_eot",
+        "train",
+        "End-of-turn probability",
+        "p",
+        "Mean probability of stopping where the demonstration stops; a model that loses it runs on to the token limit.",
+        True,
+    ),
+    _Metric(
+        "grad_norm",
+        "train",
+        "Gradient norm",
+        "L2 norm",
+        "Norm of the gradient before clipping; objectives that weigh tokens down have smaller gradients.",
+        True,
+    ),
+    _Metric("lr", "train", "Learning rate", "learning rate", "The schedule, as it was applied.", True),
+)
+
+
+def build_sections(table: ResultTable) -> tuple[Section, ...]:
+    """Every chart for which the runs hold data."""
+    scores = [kind(table, column) for kind in (_intervals, _accuracy_curves, _outcomes) for column in table.columns]
+    found = (
+        Section("Scores", tuple(figure for kind in scores for figure in kind)),
+        _with_one_legend(Section("Loss", tuple(_curves(table.trained, _LOSSES)))),
+        Section("Token probabilities before and after", tuple(_histograms(table.trained))),
+        _with_one_legend(Section("Inside the training", tuple(_curves(table.trained, _INSIDE)))),
+    )
+    return tuple(section for section in found if section.figures)
+
+
+def _with_one_legend(section: Section) -> Section:
+    longest: Legend = max((figure.legend for figure in section.figures), key=len, default=())
+    if sum(len(label) for _, label in longest) <= MOST_LEGEND:
+        return section
+    return Section(section.title, tuple(replace(figure, legend=()) for figure in section.figures), longest)
+
+
+def _curves(trained: Sequence[Condition], metrics: Sequence[_Metric]) -> Iterator[Figure]:
+    for metric in metrics:
+        lines = [line for row in trained if (line := _line(row, metric)) is not None]
+        if lines:
+            # Training and held-out NLL share their scale, so that the gap between them can be seen.
+            same = [other for other in metrics if other.key == metric.key] if len(metrics) > 1 else [metric]
+            values = [
+                y
+                for other in same
+                for row in trained
+                if (line := _line(row, other)) is not None
+                for curve in (line.mean, *line.replicates)
+                for _, y in curve
+            ]
+            svg = line_chart(
+                lines,
+                title=metric.title,
+                description=f"{metric.title} over optimizer steps: {_ends(lines)}. {metric.caption}",
+                x_label="optimizer steps",
+                y_label=metric.y_label,
+                y_scale=linear_scale(values, zero=metric.zero),
+            )
+            yield Figure(metric.title, svg, metric.caption, _legend(lines))
+
+
+def _line(row: Condition, metric: _Metric) -> Line | None:
+    curves = [
+        curve
+        for run in row.runs
+        if (curve := _curve(run.train if metric.kind == "train" else run.validation, metric.key))
+    ]
+    if not curves:
+        return None
+    few = max(len(curve) for curve in curves) <= 25
+    return Line(row.label, row.style, mean_curve(curves), curves if len(curves) > 1 else (), markers=few)
+
+
+def _curve(rows: Sequence[Row], key: str) -> Curve:
+    return [(float(row["step"]), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Mean over seeds at each step that all of them have; the first curve where they share none."""
+    by_step: dict[float, list[float]] = defaultdict(list)
+    for curve in curves:
+        for x, y in curve:
+            by_step[x].append(y)
+    shared = [(x, math.fsum(ys) / len(ys)) for x, ys in sorted(by_step.items()) if len(ys) == len(curves)]
+    return shared or curves[0]
+
+
+def _ends(lines: Sequence[Line]) -> str:
+    return "; ".join(f"{line.label} from {line.mean[0][1]:.3g} to {line.mean[-1][1]:.3g}" for line in lines)
+
+
+def _legend(lines: Sequence[Line]) -> Legend:
+    entries = [(swatch(line.style, markers=line.markers), line.label) for line in lines]
+    most = max(len(line.replicates) for line in lines)
+    if most > 1:
+        entries.append((swatch(0, thin=True), "single seeds"))
+    return tuple(entries)
+
+
+def _on(table: ResultTable, column: Column) -> str:
+    return f" on {table.name(column)}" if len(table.columns) > 1 else ""
+
+
+def _intervals(table: ResultTable, column: Column) -> Iterator[Figure]:
+    rows = [(row, estimate) for row in table.conditions if (estimate := table.cell(row, column).estimate) is not None]
+    if not rows:
+        return
+    shown = [f"{percent(e.mean)} ({interval(e.low, e.high)})" for _, e in rows]
+    if any(len(row.label) + len(text) > MOST_SPAN for (row, _), text in zip(rows, shown, strict=True)):
+        shown = [percent(e.mean) for _, e in rows]
+    spans = [
+        Span(one_line(row.label, MOST_SPAN - 2), row.style, 100 * e.mean, 100 * e.low, 100 * e.high, text)
+        for (row, e), text in zip(rows, shown, strict=True)
+    ]
+    title = f"Accuracy{_on(table, column)}"
+    svg = interval_chart(
+        spans,
+        title=title,
+        description="; ".join(f"{s.label}: {s.value:.1f} ({s.low:.1f} to {s.high:.1f})" for s in spans),
+        x_label="accuracy, %",
+    )
+    caption = "Lines are 95 % intervals; they may overlap although the paired difference in the table is clear."
+    yield Figure(title, svg, caption)
+
+
+def _accuracy_curves(table: ResultTable, column: Column) -> Iterator[Figure]:
+    lines = [line for row in table.trained if (line := _accuracy_line(row, column)) is not None]
+    if lines:
+        title = f"Accuracy over training{_on(table, column)}"
+        svg = line_chart(
+            lines,
+            title=title,
+            description=f"Accuracy in per cent by optimizer steps: {_ends(lines)}.",
+            x_label="optimizer steps",
+            y_label="accuracy, %",
+            zero=True,
+        )
+        caption = "Accuracy of each evaluated step, complete evaluations only; step 0 is the base model."
+        yield Figure(title, svg, caption, _legend(lines))
+
+
+def _accuracy_line(row: Condition, column: Column) -> Line | None:
+    curves: list[Curve] = []
+    for run in row.runs:
+        base = [one.base for one in row.scored.get(column, ()) if one.run is run and one.base is not None]
+        own = [one for one in run.evaluations if column_of(one) == column and one.step > 0]
+        points = [
+            (float(one.step), 100 * math.fsum(one.scores.values()) / len(one.scores))
+            for one in (*base, *own)
+            if one.complete and one.scores
+        ]
+        if len(points) > 2 or (len(points) == 2 and not base):
+            curves.append(points)
+    if not curves:
+        return None
+    return Line(row.label, row.style, mean_curve(curves), curves if len(curves) > 1 else (), markers=True)
+
+
+def _outcomes(table: ResultTable, column: Column) -> Iterator[Figure]:
+    rows = [
+        (row.label, [(name, cell.outcomes[name]) for name in OUTCOMES])
+        for row in table.conditions
+        if (cell := table.cell(row, column)).num_completions
+    ]
+    if rows:
+        title = f"How the completions ended{_on(table, column)}"
+        shown = (f"{label}: {', '.join(f'{amount} {name}' for name, amount in counts)}" for label, counts in rows)
+        svg = stacked_bars(rows, title=title, description="; ".join(shown))
+        present = [name for name in OUTCOMES if any(dict(counts)[name] for _, counts in rows)]
+        key = Markup('<span class="key o-{}"></span>')
+        caption = (
+            "Share of all completions: wrong answers differ from the reference, in no answer none could be found, "
+            "truncated ones met the token limit, ungraded ones have no verdict and are left out of the accuracy."
+        )
+        yield Figure(title, svg, caption, tuple((key.format(name.replace(" ", "-")), name) for name in present))
+
+
+def _histograms(trained: Sequence[Condition]) -> Iterator[Figure]:
+    pairs = [(row, *_before_and_after(row)) for row in trained]
+    counts = [count for _, before, after in pairs for count in (*before, *after)]
+    if not any(counts):
+        return
+    scale = log_scale(counts, low=1)
+    for row, before, after in pairs:
+        if before and after:
+            shares = (
+                f"Under 0.1: {_share(before, 0, 0.1)} before, {_share(after, 0, 0.1)} after; "
+                f"over 0.9: {_share(before, 0.9, 1)} before, {_share(after, 0.9, 1)} after."
+            )
+            svg = histogram(
+                before,
+                after,
+                row.style,
+                title=f"Token probabilities of {row.label}",
+                description=shares,
+                x_label="probability of the demonstrated token",
+                y_label="tokens (log scale)",
+                y_scale=scale,
+            )
+            caption = f"Held-out tokens by their probability, all seeds together, log scale. {shares}"
+            legend = (
+                (Markup('<span class="key before"></span>'), "before"),
+                (Markup(f'<span class="key fill s{row.style}"></span>'), "after"),
+            )
+            yield Figure(row.label, svg, caption, legend)
+
+
+def _before_and_after(row: Condition) -> tuple[list[float], list[float]]:
+    """Counts of the first and the last validation of each seed, added up; empty where no seed has two."""
+    rows = [[one["p_histogram"] for one in run.validation if one.get("p_histogram")] for run in row.runs]
+    pairs = [(counts[0], counts[-1]) for counts in rows if len(counts) > 1]
+    return [sum(bins) for bins in zip(*(first for first, _ in pairs), strict=True)], [
+        sum(bins) for bins in zip(*(last for _, last in pairs), strict=True)
+    ]
+
+
+def _share(counts: Sequence[float], low: float, high: float) -> str:
+    width = 1 / len(counts)
+    inside = math.fsum(n for i, n in enumerate(counts) if low - 1e-9 <= i * width and (i + 1) * width <= high + 1e-9)
+    return f"{percent(inside / max(math.fsum(counts), 1))} %"

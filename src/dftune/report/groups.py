@@ -1,0 +1,152 @@
+"""Which runs are replicates of one another, what the groups are called, and which group each is compared with."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from dftune.files import canonical_json
+from dftune.report.load import Row, Run
+
+_NOT_A_CONDITION = frozenset({"name", "output", "seed", "data.prepared"})
+"""Recipe keys that may differ between replicates."""
+_DATA_FILES = frozenset({".jsonl", ".json", ".csv", ".parquet"})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        label: the objective, and the recipe keys in which the groups of this report differ.
+        objective: its name.
+        settings: the recipe as ``{"a.b": value}``, without what may differ between replicates.
+        runs: by seed.
+    """
+
+    label: str
+    objective: str
+    settings: Row
+    runs: tuple[Run, ...]
+
+
+def group_runs(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+    """Sort trained runs into groups of replicates.
+
+    Groups stand in the order in which their first run came, those of ``sft`` first, and each group behind the one it is
+    compared with.
+
+    Returns:
+        The groups, and notes on what was left out: of two runs with one recipe and one seed the later started counts,
+        since the same seed twice is no second seed.
+    """
+    members: dict[bytes, list[Run]] = defaultdict(list)
+    for run in runs:
+        members[canonical_json(condition(run))].append(run)
+    notes: list[str] = []
+    unique = [_one_per_seed(group, notes) for group in members.values()]
+    unique.sort(key=lambda group: group[0].objective != "sft")  # stable: the order of appearance otherwise
+    settings = [condition(group[0]) for group in unique]
+    labels = _labels([group[0].objective or group[0].name for group in unique], settings)
+    groups = tuple(
+        Group(label, group[0].objective, values, tuple(group))
+        for label, values, group in zip(labels, settings, unique, strict=True)
+    )
+    return tuple(_beside_references(groups)), tuple(notes)
+
+
+def _beside_references(groups: Sequence[Group]) -> Iterator[Group]:
+    references = {id(group): reference_of(group, groups) for group in groups}
+    for group in groups:
+        if references[id(group)] is None:
+            yield group
+            yield from (other for other in groups if references[id(other)] is group)
+
+
+def condition(run: Run) -> dict[str, Any]:
+    """What replicates share: the recipe with dotted keys, less name, output, seed and the folder of prepared data.
+
+    A run without a recipe is known by its objective and model, as its manifest has them.
+    """
+    if not run.recipe:
+        return {"objective.name": run.objective, "model.fingerprint": run.model_fingerprint, "run": run.name}
+    return {key: value for key, value in flatten(run.recipe).items() if key not in _NOT_A_CONDITION}
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys; an empty section stands for itself."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _one_per_seed(runs: Sequence[Run], notes: list[str]) -> list[Run]:
+    by_seed: dict[int | None, Run] = {}
+    for run in sorted(runs, key=lambda run: str(run.manifest.get("started", ""))):
+        if run.seed in by_seed:
+            notes.append(
+                f"{by_seed[run.seed].name} and {run.name} have the same recipe and the same seed {run.seed}; "
+                "only the later one counts."
+            )
+        by_seed[run.seed] = run
+    return [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: -1 if seed is None else seed)]
+
+
+def _labels(names: Sequence[str], settings: Sequence[Row]) -> list[str]:
+    """``NAME (key value, ...)`` with the keys in which groups differ, each by the shortest ending that names it."""
+    keys = list(dict.fromkeys(key for values in settings for key in values))
+    differing = [key for key in keys if key != "objective.name" and _differs(key, settings)]
+    endings = Counter(key.rsplit(".", 1)[-1] for key in differing)
+    short = {key: ending if endings[ending := key.rsplit(".", 1)[-1]] == 1 else key for key in differing}
+    shown = {key: _shown([values.get(key) for values in settings]) for key in differing}
+    labels = []
+    for index, (name, values) in enumerate(zip(names, settings, strict=True)):
+        details = ", ".join(f"{short[key]} {shown[key][index]}" for key in differing if key in values)
+        labels.append(f"{name} ({details})" if details else name)
+    return labels
+
+
+def _differs(key: str, settings: Sequence[Row]) -> bool:
+    return len({canonical_json(values.get(key)) for values in settings}) > 1
+
+
+def _shown(values: Sequence[Any]) -> list[str]:
+    """Values of one key for people: short numbers, and of paths the last part where that tells them apart."""
+    texts = [f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value) for value in values]
+    last = [_last_part(text) for text in texts]
+    return last if len(set(last)) == len(set(texts)) else texts
+
+
+def _last_part(text: str) -> str:
+    path = PurePosixPath(text)
+    return (path.stem if path.suffix in _DATA_FILES else path.name) or text
+
+
+def reference_of(group: Group, groups: Sequence[Group]) -> Group | None:
+    """What ``group`` is compared with: of the groups of the first objective the one with the most similar recipe.
+
+    Groups of ``sft`` come first where there are any, so the reference is then ``sft`` on the same data, where that
+    was run. A group of the first objective has no reference.
+    """
+    first = groups[0].objective
+    if group.objective == first:
+        return None
+    candidates = [other for other in groups if other.objective == first]
+    return min(candidates, key=lambda other: _num_differing(group.settings, other.settings))
+
+
+def name_of_reference(group: Group, reference: Group) -> str:
+    """The reference's objective where it differs from ``group`` in nothing else, its whole label otherwise."""
+    return reference.label if _num_differing(group.settings, reference.settings) else reference.objective
+
+
+def _num_differing(left: Row, right: Row) -> int:
+    keys = {key for key in (*left, *right) if not key.startswith("objective.")}
+    return sum(canonical_json(left.get(key)) != canonical_json(right.get(key)) for key in keys)

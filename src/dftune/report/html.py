@@ -1,0 +1,75 @@
+"""The report as one HTML file: no network, no executable content but its own hashed script, model text as text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from dftune.report import wording
+from dftune.report.charts import swatch
+from dftune.report.figures import build_sections
+from dftune.report.load import OUTCOMES
+from dftune.report.method import Method
+from dftune.report.samples import build_browser
+from dftune.report.tables import ResultTable
+
+NUM_STATIC = 6
+"""Questions that can be read without a script."""
+
+_FOLDER = Path(__file__).parent
+
+
+def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[str], method: Method) -> str:
+    """The whole file."""
+    script = (_FOLDER / "browser.js").read_text(encoding="utf-8")
+    browser = build_browser(table)
+    return (
+        _environment()
+        .get_template("template.html")
+        .render(
+            title=title,
+            verdict=verdict,
+            table=table,
+            notes=notes,
+            sections=build_sections(table),
+            browser=browser,
+            browser_json=Markup(browser.as_json()),
+            static_questions=browser.questions[:NUM_STATIC],
+            outcomes=OUTCOMES,
+            method=method,
+            style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=script_hash(script),
+            swatch=swatch,
+        )
+    )
+
+
+def script_hash(script: str) -> str:
+    """What a Content-Security-Policy calls this script: base64 of its SHA-256."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (wording.percent, wording.signed, wording.interval, wording.p_value, wording.count, wording.plural)
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Whatever a template prints: our own markup as it is, anything else without escapes and reordering marks."""
+    return value if isinstance(value, Markup) else wording.visible(str(value))

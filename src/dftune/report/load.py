@@ -1,0 +1,279 @@
+"""Read run folders: recipe, manifest, events and evaluations (docs/run-folder.md)."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dftune.files import read_json, read_jsonl
+
+Row = Mapping[str, Any]
+Outcome = Literal["correct", "wrong", "no answer", "truncated", "ungraded"]
+OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no answer", "truncated", "ungraded")
+
+_STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The completions of one model on one benchmark under one protocol, with their verdicts.
+
+    Attributes:
+        step: optimizer steps of the model that was evaluated.
+        settings: ``BENCHMARK.PROTOCOL.json``, how the completions were made.
+        completions: one row a problem and sample, in the order of the file.
+        num_repeated: lines that stood twice; the last one counts.
+    """
+
+    step: int
+    settings: Row
+    completions: tuple[Row, ...]
+    num_repeated: int = 0
+
+    @property
+    def benchmark(self) -> str:
+        """Name of the benchmark."""
+        return str(self.settings["benchmark"])
+
+    @property
+    def protocol(self) -> str:
+        """``greedy`` or ``sample``."""
+        return str(self.settings["protocol"])
+
+    @property
+    def num_samples(self) -> int:
+        """Completions asked for a problem."""
+        return int(self.settings["num_samples"])
+
+    @property
+    def num_expected(self) -> int:
+        """Completions of a complete file."""
+        return int(self.settings["num_problems"]) * self.num_samples
+
+    @property
+    def complete(self) -> bool:
+        """Every completion is there."""
+        return len(self.completions) == self.num_expected
+
+    @property
+    def format_differs(self) -> bool:
+        """The prompts were rendered in another format than the one the model was trained with."""
+        trained = self.settings.get("trained_prompt_format")
+        used = self.settings.get("prompt_format")
+        return bool(trained and used and trained.get("fingerprint") != used.get("fingerprint"))
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Share of correct completions by problem id, over the graded ones; a problem without any is left out."""
+        graded: dict[str, list[bool]] = defaultdict(list)
+        for row in self.completions:
+            if row["verdict"] != "ungraded":
+                graded[str(row["id"])].append(row["verdict"] == "correct")
+        return {name: sum(verdicts) / len(verdicts) for name, verdicts in graded.items()}
+
+    @cached_property
+    def outcomes(self) -> dict[Outcome, int]:
+        """How many completions ended how."""
+        counts = dict.fromkeys(OUTCOMES, 0)
+        for row in self.completions:
+            counts[outcome(row)] += 1
+        return counts
+
+    @property
+    def num_truncated(self) -> int:
+        """Completions cut off at the token limit, whatever their verdict."""
+        return sum(row.get("finish_reason") == "length" for row in self.completions)
+
+
+def outcome(completion: Row) -> Outcome:
+    """Why a completion counts as it does: an incorrect one is truncated, without an answer, or wrong."""
+    if completion["verdict"] == "correct":
+        return "correct"
+    if completion["verdict"] == "ungraded":
+        return "ungraded"
+    if completion.get("finish_reason") == "length":
+        return "truncated"
+    return "no answer" if completion.get("answer") is None else "wrong"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run folder in memory.
+
+    Attributes:
+        name: name of the run.
+        kind: ``train`` or ``evaluate``.
+        manifest: ``manifest.json``.
+        recipe: ``recipe.yaml``; empty for an evaluated model.
+        train: rows of kind ``train`` by step.
+        validation: rows of kind ``validation`` by step.
+        status: of the last ``end`` row, or ``unfinished``; empty for an evaluated model.
+        seconds: wall time of training over all its sessions.
+        evaluations: every evaluation, by step.
+    """
+
+    name: str
+    kind: str
+    manifest: Row
+    recipe: Row
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    status: str
+    seconds: float
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def model_fingerprint(self) -> str | None:
+        """Fingerprint of the model that training started from, or that was evaluated."""
+        found = inner(self.manifest, "model", "fingerprint")
+        return None if found is None else str(found)
+
+    @property
+    def objective(self) -> str:
+        """Name of the objective; empty for an evaluated model."""
+        return str(inner(self.manifest, "objective", "name") or inner(self.recipe, "objective", "name") or "")
+
+    @property
+    def seed(self) -> int | None:
+        """The training seed."""
+        seed = self.manifest.get("seed", self.recipe.get("seed"))
+        return None if seed is None else int(seed)
+
+
+def inner(mapping: Row, *keys: str) -> Any:
+    """The value under nested keys, None where any of them is missing."""
+    value: Any = mapping
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that ``paths`` name: each one itself, or the run folders directly inside it.
+
+    Raises:
+        ValueError: a folder is missing, or is no run and holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            what = "a file" if path.is_file() else "missing"
+            raise ValueError(f"{path} is {what}; `dftune report` wants run folders, or a folder that holds them.")
+        inside = [path] if _is_run(path) else sorted(child for child in path.iterdir() if _is_run(child))
+        if not inside:
+            raise ValueError(
+                f"{path} is not a run folder and holds none: no manifest.json in it or one level down. "
+                "`dftune train` and `dftune evaluate` write such folders."
+            )
+        found += inside
+    unique = {path.resolve(): path for path in found}
+    return list(unique.values())
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
+def read_run(path: Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        ValueError: it is not a run folder, or a file in it is damaged; the message names the file.
+    """
+    if not _is_run(path):
+        raise ValueError(f"{path} is not a run folder: it has no manifest.json.")
+    manifest = _read_object(path / "manifest.json")
+    kind = str(manifest.get("kind", "train"))
+    events = _read_events(path / "events.jsonl")
+    ends = [row for row in events if row["kind"] == "end"]
+    started = [row for row in events if row["kind"] == "start"]
+    finished = bool(ends) and (not started or events.index(ends[-1]) > events.index(started[-1]))
+    return Run(
+        name=str(manifest.get("name") or path.resolve().name),
+        kind=kind,
+        manifest=manifest,
+        recipe=_read_recipe(path / "recipe.yaml"),
+        train=_last_by_step(events, "train"),
+        validation=_last_by_step(events, "validation"),
+        status="" if kind != "train" else str(ends[-1].get("status")) if finished else "unfinished",
+        seconds=_wall_time(events),
+        evaluations=tuple(_read_evaluations(path / "evals")),
+    )
+
+
+def _read_object(path: Path) -> Row:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def _read_recipe(path: Path) -> Row:
+    if not path.is_file():
+        return {}
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML ({error}).") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a mapping, found {type(value).__name__}.")
+    return value
+
+
+def _read_events(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows = read_jsonl(path, partial_last_line=True)
+    for number, row in enumerate(rows, 1):
+        missing = [key for key in ("kind", "step", "time") if key not in row]
+        if missing:
+            raise ValueError(f"{path}, row {number}: no {', '.join(missing)}; every event has kind, step and time.")
+    return rows
+
+
+def _last_by_step(events: Iterable[Row], kind: str) -> tuple[Row, ...]:
+    by_step = {int(row["step"]): row for row in events if row["kind"] == kind}
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _wall_time(events: Sequence[Row]) -> float:
+    """Seconds between the first and last row of each session, added up; a session begins with a ``start`` row."""
+    sessions: list[list[float]] = []
+    for row in events:
+        if row["kind"] == "start" or not sessions:
+            sessions.append([])
+        sessions[-1].append(float(row["time"]))
+    return sum(times[-1] - times[0] for times in sessions)
+
+
+def _read_evaluations(folder: Path) -> Iterable[Evaluation]:
+    if not folder.is_dir():
+        return
+    steps = {int(match[1]): child for child in folder.iterdir() if (match := _STEP_FOLDER.fullmatch(child.name))}
+    for step in sorted(steps):
+        for settings in sorted(steps[step].glob("*.json")):
+            yield _read_evaluation(step, settings)
+
+
+def _read_evaluation(step: int, path: Path) -> Evaluation:
+    settings = _read_object(path)
+    missing = [key for key in ("benchmark", "protocol", "num_problems", "num_samples") if key not in settings]
+    if missing:
+        raise ValueError(f"{path}: no {', '.join(missing)}; docs/run-folder.md lists what such a file holds.")
+    completions = path.with_suffix(".jsonl")
+    rows = read_jsonl(completions, partial_last_line=True) if completions.is_file() else []
+    for number, row in enumerate(rows, 1):
+        if "id" not in row or row.get("verdict") not in ("correct", "incorrect", "ungraded"):
+            raise ValueError(
+                f"{completions}, row {number}: every completion needs an id and a verdict of correct, incorrect or "
+                f"ungraded; found id {row.get('id')!r}, verdict {row.get('verdict')!r}. `dftune grade` adds verdicts."
+            )
+    unique = {(str(row["id"]), row.get("sample", 0)): row for row in rows}
+    return Evaluation(step, settings, tuple(unique.values()), num_repeated=len(rows) - len(unique))

@@ -1,0 +1,139 @@
+"""The report as Markdown: the verdict and the tables."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from dftune.report.conditions import Column
+from dftune.report.method import Method
+from dftune.report.tables import Cell, ResultTable
+from dftune.report.wording import count, interval, one_line, p_value, percent, signed
+
+_DASH = "—"
+
+
+def render_markdown(title: str, verdict: str, table: ResultTable, notes: Sequence[str], method: Method) -> str:
+    """The whole file."""
+    parts = [f"# {plain(title)}", plain(verdict)]
+    if table.columns:
+        parts.append(summary_table(table))
+    if notes:
+        parts.append("\n".join(f"- {plain(note)}" for note in notes))
+    parts += [f"## {plain(table.name(column))}\n\n{detail_table(table, column)}" for column in table.columns]
+    if method.runs:
+        parts.append(f"## Runs\n\n{_runs(method)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def summary_table(table: ResultTable) -> str:
+    """A row a condition, a column a benchmark: accuracy in per cent with its 95 % interval.
+
+    Where there are few benchmarks, the difference to the reference condition stands beside the accuracy.
+    """
+    header, rows = ["condition"], [[row.label] for row in table.conditions]
+    for column in table.columns:
+        header.append(f"{table.name(column)}, %")
+        for cells, row in zip(rows, table.conditions, strict=True):
+            cells.append(_score(table.cell(row, column)))
+        references = table.references(column)
+        if len(table.columns) <= 2 and references:
+            header.append(f"against {references[0]}" if len(references) == 1 else "paired difference")
+            for cells, row in zip(rows, table.conditions, strict=True):
+                cells.append(_versus(table.cell(row, column), name=len(references) > 1))
+    return grid(header, rows)
+
+
+def _versus(cell: Cell, *, name: bool) -> str:
+    if cell.versus is None:
+        return _DASH
+    noise = "" if cell.versus.sign else ", within the noise"
+    against = f" against {cell.reference}" if name else ""
+    return f"{signed(cell.versus.mean)} ({interval(cell.versus.low, cell.versus.high)}){against}{noise}"
+
+
+def _score(cell: Cell) -> str:
+    short = ", ".join(shortfall.counts for shortfall in cell.incomplete)
+    if cell.estimate is None:
+        return f"incomplete: {short}" if short else _DASH
+    marks = [f"{len(cell.incomplete)} left out: {short}"] if short else []
+    marks += ["other prompt format than in training"] if cell.format_differs else []
+    shown = f"{percent(cell.estimate.mean)} ({interval(cell.estimate.low, cell.estimate.high)})"
+    return f"{shown}{''.join(f', {mark}' for mark in marks)}"
+
+
+def detail_table(table: ResultTable, column: Column) -> str:
+    """One benchmark: accuracy, gain, paired difference with test and power, and what was counted."""
+    references = table.references(column)
+    versus = f"against {references[0]}" if len(references) == 1 else "paired difference"
+    header = [
+        *("condition", "accuracy %", "95 % interval", versus, "95 % interval", "p", "detectable", "gain over base"),
+        *("questions", "seeds", "samples", "ungraded", "truncated"),
+    ]
+    rows = []
+    for row in table.conditions:
+        cell = table.cell(row, column)
+        rows.append([row.label, *_details(cell, many_references=len(references) > 1)])
+    return grid(header, rows)
+
+
+def _details(cell: Cell, *, many_references: bool) -> list[str]:
+    estimate, gain, versus = cell.estimate, cell.gain, cell.versus
+    if estimate is None:
+        return [_score(cell), *[_DASH] * 11]
+    to = f" against {cell.reference}" if many_references and versus else ""
+    return [
+        percent(estimate.mean),
+        interval(estimate.low, estimate.high),
+        f"{signed(versus.mean)}{to}" if versus else _DASH,
+        interval(versus.low, versus.high) if versus else _DASH,
+        p_value(versus.p_value) if versus else _DASH,
+        percent(versus.detectable) if versus else _DASH,
+        f"{signed(gain.mean)} ({interval(gain.low, gain.high)})" if gain else _DASH,
+        count(estimate.num_questions),
+        count(estimate.num_seeds),
+        count(cell.num_samples),
+        count(cell.num_ungraded),
+        count(cell.num_truncated),
+    ]
+
+
+def _runs(method: Method) -> str:
+    header = ["run", "condition", "seed", "status", "steps", "tokens", "time", "tokens/s", "peak memory"]
+    rows = [
+        [run.name, run.condition, run.seed, run.status, run.steps, run.tokens, run.time, run.speed, run.memory]
+        for run in method.runs
+    ]
+    return grid(header, rows)
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose source lines up, so that it reads well in a terminal too."""
+    cells = [[plain(text) for text in row] for row in (header, *rows)]
+    widths = [max(_width(text) for text in column) for column in zip(*cells, strict=True)]
+    numeric = [index > 0 and all(_looks_numeric(row[index]) for row in cells[1:]) for index in range(len(header))]
+    lines = [
+        f"| {' | '.join(_pad(text, width, right) for text, width, right in zip(row, widths, numeric, strict=True))} |"
+        for row in cells
+    ]
+    rule = [f"{'-' * (width - 1)}:" if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: one line, nothing that opens a tag, a link, a cell or an emphasis."""
+    return re.sub(r"([\\`*\[\]<>|#]|(?<!\w)_|_(?!\w))", r"\\\1", one_line(text, 5000))
+
+
+def _looks_numeric(text: str) -> bool:
+    return bool(re.match(r"[+−<]?\s*\d|—$", text))
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space

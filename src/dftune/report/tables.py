@@ -1,0 +1,205 @@
+"""The result table: every condition on every benchmark, with intervals, gains and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from dftune.evaluate.metrics import Difference, Estimate, accuracy_estimate, paired_difference
+from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
+from dftune.report.groups import group_runs, name_of_reference, reference_of
+from dftune.report.load import OUTCOMES, Evaluation, Outcome, Run
+from dftune.report.wording import count
+
+Matrix = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """An evaluation that ended early, and is left out of every average."""
+
+    run: str
+    num_found: int
+    num_expected: int
+
+    @property
+    def counts(self) -> str:
+        """``n of N``."""
+        return f"{count(self.num_found)} of {count(self.num_expected)}"
+
+    def __str__(self) -> str:
+        return f"{self.run}: {self.counts} completions"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One condition on one benchmark.
+
+    Attributes:
+        scored: the complete evaluations behind it, one a seed.
+        incomplete: evaluations that were left out because completions are missing.
+        missing: names of runs of the condition without an evaluation on this benchmark.
+        estimate: accuracy over graded completions; None without a complete evaluation.
+        gain: difference to the base model on the same questions.
+        versus: difference to the reference condition on the same questions.
+        reference: what that condition is called here: its objective alone where nothing else differs.
+    """
+
+    scored: tuple[Scored, ...]
+    incomplete: tuple[Shortfall, ...] = ()
+    missing: tuple[str, ...] = ()
+    estimate: Estimate | None = None
+    gain: Difference | None = None
+    versus: Difference | None = None
+    reference: str = ""
+
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The complete evaluations."""
+        return tuple(one.evaluation for one in self.scored)
+
+    @property
+    def num_samples(self) -> int:
+        """Completions a question."""
+        return self.evaluations[0].num_samples if self.scored else 0
+
+    @property
+    def num_completions(self) -> int:
+        """Completions of all seeds."""
+        return sum(len(evaluation.completions) for evaluation in self.evaluations)
+
+    @property
+    def num_ungraded(self) -> int:
+        """Completions without a verdict, which the accuracy leaves out."""
+        return self.outcomes["ungraded"]
+
+    @property
+    def num_truncated(self) -> int:
+        """Completions cut off at the token limit, whatever their verdict."""
+        return sum(evaluation.num_truncated for evaluation in self.evaluations)
+
+    @property
+    def format_differs(self) -> bool:
+        """At least one score was taken with another prompt format than the model was trained with."""
+        return any(evaluation.format_differs for evaluation in self.evaluations)
+
+    @cached_property
+    def outcomes(self) -> dict[Outcome, int]:
+        """How the completions ended, over all seeds."""
+        return {name: sum(evaluation.outcomes[name] for evaluation in self.evaluations) for name in OUTCOMES}
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Everything the report says about scores.
+
+    Attributes:
+        columns: benchmarks and protocols.
+        conditions: rows.
+        cells: by label of the condition, and column.
+        compared_with: label of the reference, by label of the condition.
+        notes: on runs that were left out of a group.
+    """
+
+    columns: tuple[Column, ...]
+    conditions: tuple[Condition, ...]
+    cells: Mapping[tuple[str, Column], Cell]
+    compared_with: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    @property
+    def trained(self) -> tuple[Condition, ...]:
+        """The conditions that were trained."""
+        return tuple(condition for condition in self.conditions if condition.kind == "trained")
+
+    @property
+    def has_base(self) -> bool:
+        """There is a base model to gain over."""
+        return any(condition.kind == "base" for condition in self.conditions)
+
+    def cell(self, condition: Condition, column: Column) -> Cell:
+        """One cell."""
+        return self.cells[condition.label, column]
+
+    def references(self, column: Column) -> tuple[str, ...]:
+        """What the conditions that others are compared with on this benchmark are called."""
+        found = (self.cell(row, column).reference for row in self.conditions)
+        return tuple(dict.fromkeys(label for label in found if label))
+
+    def name(self, column: Column) -> str:
+        """``BENCHMARK.PROTOCOL``, with the benchmark's fingerprint where two versions of it are in the table."""
+        twins = [other for other in self.columns if other.label == column.label]
+        return column.label if len(twins) == 1 else f"{column.label} ({column.fingerprint[:6]})"
+
+
+def build_table(runs: Sequence[Run]) -> ResultTable:
+    """Group the runs, find the base, and fill every cell."""
+    groups, notes = group_runs([run for run in runs if run.kind == "train"])
+    columns = find_columns(runs)
+    rows = find_conditions(groups, [run for run in runs if run.kind != "train"], columns)
+    cells = {(row.label, column): _score(row, column) for row in rows for column in columns}
+    pairs = [(row, reference) for row in rows if (reference := _reference(row, rows)) is not None]
+    for row, reference in pairs:
+        name = name_of_reference(row.group, reference.group) if row.group and reference.group else reference.label
+        for column in columns:
+            key = (row.label, column)
+            cells[key] = _versus(cells[key], cells[reference.label, column], name)
+    references = {row.label: reference.label for row, reference in pairs}
+    return ResultTable(columns, rows, cells, references, notes)
+
+
+def _reference(row: Condition, rows: Sequence[Condition]) -> Condition | None:
+    """What a row is compared with; without any training, models are compared with the first of them."""
+    if row.group:
+        group = reference_of(row.group, [other.group for other in rows if other.group])
+        return next((other for other in rows if group is not None and other.group is group), None)
+    return rows[0] if row.kind == rows[0].kind == "model" and row is not rows[0] else None
+
+
+def _score(row: Condition, column: Column) -> Cell:
+    found = row.scored.get(column, ())
+    have = [one.run for one in found]
+    cell = Cell(
+        scored=tuple(one for one in found if one.evaluation.complete),
+        incomplete=tuple(_shortfall(one) for one in found if not one.evaluation.complete),
+        missing=tuple(run.name for run in row.runs if run not in have) if row.kind == "trained" else (),
+    )
+    scores, _ = _matrices(cell.evaluations, ())
+    if not scores:
+        return cell
+    num_graded = cell.num_completions - cell.num_ungraded
+    return replace(cell, estimate=accuracy_estimate(scores, num_graded), gain=_gain(cell.scored))
+
+
+def _shortfall(one: Scored) -> Shortfall:
+    return Shortfall(one.run.name, len(one.evaluation.completions), one.evaluation.num_expected)
+
+
+def _gain(scored: Sequence[Scored]) -> Difference | None:
+    bases = [one.base for one in scored if one.base is not None and one.base.complete]
+    if len(bases) < len(scored):
+        return None
+    if len({base.settings.get("model_fingerprint") for base in bases}) == 1:
+        bases = bases[:1]
+    scores, reference = _matrices([one.evaluation for one in scored], bases)
+    return paired_difference(scores, reference, seeds_match=True) if scores else None
+
+
+def _versus(cell: Cell, other: Cell, name: str) -> Cell:
+    scores, reference = _matrices(cell.evaluations, other.evaluations)
+    if not scores or not cell.evaluations or not other.evaluations:
+        return cell
+    ours, theirs = [one.run.seed for one in cell.scored], [one.run.seed for one in other.scored]
+    versus = paired_difference(scores, reference, seeds_match=ours == theirs)
+    return replace(cell, versus=versus, reference=name)
+
+
+def _matrices(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> tuple[Matrix, Matrix]:
+    """Scores of both sides on the questions that every one of them graded: a row a question, a column an evaluation."""
+    graded = [set(evaluation.scores) for evaluation in (*ours, *theirs)]
+    shared = sorted(set.intersection(*graded)) if graded else []
+    return (
+        [[evaluation.scores[name] for evaluation in ours] for name in shared],
+        [[evaluation.scores[name] for evaluation in theirs] for name in shared],
+    )

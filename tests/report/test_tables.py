@@ -1,0 +1,293 @@
+"""Replicates, references, bases, and the values in the cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dftune.evaluate.metrics import wilson_interval
+from dftune.files import fingerprint, write_text
+from dftune.report.groups import group_runs, reference_of
+from dftune.report.load import Run, find_runs, read_run
+from dftune.report.markdown import summary_table
+from dftune.report.tables import Cell, ResultTable, build_table
+from dftune.report.verdict import notes, verdict
+from tests.report.conftest import make_recipe, verdict_rows, write_evaluation, write_manifest
+
+
+def make_run(name: str, objective: str, seed: int, **recipe: Any) -> Run:
+    values = make_recipe(name, {"name": objective, **recipe.pop("options", {})}, seed, **recipe)
+    manifest = {"seed": seed, "objective": {"name": objective}, "started": f"2026-11-{20 + seed}"}
+    return Run(name, "train", manifest, values, (), (), "finished", 0.0, ())
+
+
+def write_scored(folder: Path, name: str, objective: str, seed: int, verdicts: str, **settings: Any) -> Path:
+    """A finished run with one evaluation after 10 steps."""
+    run = folder / name
+    write_text(run / "recipe.yaml", yaml.safe_dump(make_recipe(name, {"name": objective}, seed)))
+    write_manifest(run, "train", seed, {"name": objective})
+    write_text(
+        run / "events.jsonl",
+        '{"kind": "start", "step": 0, "time": 0}\n{"kind": "end", "step": 10, "time": 1, "status": "finished"}\n',
+    )
+    write_evaluation(run, settings.pop("step", 10), verdict_rows(verdicts), **settings)
+    return run
+
+
+def write_base(folder: Path, verdicts: str, **manifest: Any) -> Path:
+    write_manifest(folder / "base", "evaluate", None, None, **manifest)
+    write_evaluation(folder / "base", 0, verdict_rows(verdicts))
+    return folder / "base"
+
+
+def table_of(folder: Path) -> ResultTable:
+    return build_table([read_run(path) for path in find_runs([folder])])
+
+
+def notes_of(folder: Path) -> str:
+    runs = [read_run(path) for path in find_runs([folder])]
+    return "\n".join(notes(build_table(runs), runs))
+
+
+def cell_of(table: ResultTable, label: str) -> Cell:
+    return table.cells[label, table.columns[0]]
+
+
+# --- Groups --------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_only_in_name_output_seed_and_prepared_folder_are_replicates() -> None:
+    runs = [make_run("a", "sft", 0), make_run("b", "sft", 1), make_run("c", "dynamic_ft", 0)]
+    groups, _ = group_runs(runs)
+    assert [(group.label, [run.name for run in group.runs]) for group in groups] == [
+        ("sft", ["a", "b"]),
+        ("dynamic_ft", ["c"]),
+    ]
+
+
+def test_sft_comes_first_whatever_the_order_of_the_folders() -> None:
+    groups, _ = group_runs([make_run("a", "power", 0, options={"alpha": 0.5}), make_run("b", "sft", 0)])
+    assert [group.objective for group in groups] == ["sft", "power"]
+
+
+def test_a_label_names_the_keys_in_which_groups_differ_and_no_others() -> None:
+    runs = [
+        make_run("a", "sft", 0),
+        make_run("b", "sft", 0, source="data/clean.jsonl"),
+        make_run("c", "power", 0, options={"alpha": 0.5}),
+    ]
+    groups, _ = group_runs(runs)
+    assert [group.label for group in groups] == [
+        "sft (source noisy)",
+        "power (source noisy, alpha 0.5)",
+        "sft (source clean)",
+    ]
+
+
+def test_each_condition_is_compared_with_sft_on_the_same_data_and_stands_behind_it() -> None:
+    clean = {"source": "data/clean.jsonl"}
+    runs = [
+        make_run("a", "sft", 0),
+        make_run("b", "sft", 0, **clean),
+        make_run("c", "dynamic_ft", 0, **clean),
+        make_run("d", "dynamic_ft", 0),
+    ]
+    groups, _ = group_runs(runs)
+    references = [reference_of(group, groups) for group in groups]
+    assert [group.runs[0].name for group in groups] == ["a", "d", "b", "c"]
+    assert [reference and reference.runs[0].name for reference in references] == [None, "a", None, "b"]
+
+
+def test_the_same_recipe_and_seed_twice_is_no_second_seed() -> None:
+    earlier, later = make_run("first", "sft", 0), make_run("again", "sft", 0)
+    later = Run(**{**later.__dict__, "manifest": {**later.manifest, "started": "2026-12-01"}})
+    groups, left_out = group_runs([later, earlier])
+    assert [run.name for run in groups[0].runs] == ["again"]
+    assert "first and again have the same recipe and the same seed 0" in left_out[0]
+
+
+# --- Cells ---------------------------------------------------------------------------------------
+
+
+def test_accuracy_gain_and_paired_difference_are_the_values_worked_by_hand(tmp_path: Path) -> None:
+    write_base(tmp_path, "1000000000")
+    write_scored(tmp_path, "s0", "sft", 0, "1111000000")
+    write_scored(tmp_path, "s1", "sft", 1, "1100000000")
+    write_scored(tmp_path, "d0", "dynamic_ft", 0, "1111110000")
+    write_scored(tmp_path, "d1", "dynamic_ft", 1, "0111110000")
+    table = table_of(tmp_path)
+    sft, dynamic = cell_of(table, "sft"), cell_of(table, "dynamic_ft")
+    assert [row.label for row in table.conditions] == ["base", "sft", "dynamic_ft"]
+    assert sft.estimate is not None
+    assert sft.estimate.mean == pytest.approx((0.4 + 0.2) / 2)
+    assert sft.estimate.num_seeds == 2
+    assert sft.gain is not None
+    assert sft.gain.mean == pytest.approx(0.3 - 0.1)
+    assert dynamic.versus is not None
+    # by question, over both seeds: -1/2, 0, 1/2, 1/2, 1, 1, 0, 0, 0, 0
+    assert dynamic.versus.mean == pytest.approx(2.5 / 10)
+    assert dynamic.reference == "sft"
+    assert sft.versus is None
+
+
+def test_one_seed_and_one_sample_show_wilsons_interval(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1110000000")
+    estimate = cell_of(table_of(tmp_path), "sft").estimate
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == wilson_interval(3, 10)
+
+
+def test_a_run_counts_with_its_last_step(tmp_path: Path) -> None:
+    run = write_scored(tmp_path, "s0", "sft", 0, "1100")
+    write_evaluation(run, 5, verdict_rows("0000"))
+    write_evaluation(run, 20, verdict_rows("1110"))
+    estimate = cell_of(table_of(tmp_path), "sft").estimate
+    assert estimate is not None
+    assert estimate.mean == 0.75
+
+
+def test_step_zero_of_a_run_is_its_base_and_several_of_the_same_model_are_one(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run = write_scored(tmp_path, f"s{seed}", "sft", seed, "1110")
+        write_evaluation(run, 0, verdict_rows("1000"))
+    table = table_of(tmp_path)
+    base = cell_of(table, "base").estimate
+    assert base is not None
+    assert (base.mean, base.num_seeds) == (0.25, 1)
+    gain = cell_of(table, "sft").gain
+    assert gain is not None
+    assert gain.mean == 0.5
+
+
+def test_an_evaluated_model_that_no_run_started_from_is_a_row_of_its_own(tmp_path: Path) -> None:
+    write_base(tmp_path, "1000")
+    write_scored(tmp_path, "s0", "sft", 0, "1110")
+    write_manifest(tmp_path / "rival", "evaluate", None, None, model={"fingerprint": fingerprint("another")})
+    write_evaluation(tmp_path / "rival", 0, verdict_rows("1111"))
+    assert [(row.label, row.kind) for row in table_of(tmp_path).conditions] == [
+        ("base", "base"),
+        ("sft", "trained"),
+        ("rival", "model"),
+    ]
+
+
+def test_a_single_evaluated_model_is_the_base_even_if_its_fingerprint_is_unknown(tmp_path: Path) -> None:
+    write_base(tmp_path, "1000", model={"path": "elsewhere"})
+    write_scored(tmp_path, "s0", "sft", 0, "1110")
+    assert [row.kind for row in table_of(tmp_path).conditions] == ["base", "trained"]
+
+
+def test_an_incomplete_evaluation_is_labelled_and_never_averaged(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1100", num_problems=4)
+    write_scored(tmp_path, "s1", "sft", 1, "111", num_problems=4)
+    cell = cell_of(table_of(tmp_path), "sft")
+    assert cell.estimate is not None
+    assert (cell.estimate.mean, cell.estimate.num_seeds) == (0.5, 1)
+    assert [str(shortfall) for shortfall in cell.incomplete] == ["s1: 3 of 4 completions"]
+    assert "some evaluations are incomplete" in verdict(table_of(tmp_path))
+    assert "50.0 (15.0 to 85.0), 1 left out: 3 of 4" in summary_table(table_of(tmp_path))  # Wilson at 2 of 4
+    assert "left out of sft: s1: 3 of 4 completions" in notes_of(tmp_path)
+
+
+def test_without_a_complete_evaluation_there_is_no_score(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "111", num_problems=4)
+    write_scored(tmp_path, "d0", "dynamic_ft", 0, "1111", num_problems=4)
+    table = table_of(tmp_path)
+    assert cell_of(table, "sft").estimate is None
+    assert cell_of(table, "dynamic_ft").versus is None
+    assert "none is compared" in verdict(table)
+
+
+def test_two_versions_of_a_benchmark_are_two_columns_and_are_not_compared(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1100", benchmark_fingerprint="aaaaaaaaaaaaaaaa")
+    write_scored(tmp_path, "d0", "dynamic_ft", 0, "1111", benchmark_fingerprint="bbbbbbbbbbbbbbbb")
+    table = table_of(tmp_path)
+    assert [table.name(column) for column in table.columns] == ["arith.greedy (aaaaaa)", "arith.greedy (bbbbbb)"]
+    assert all(cell.versus is None for cell in table.cells.values())
+
+
+def test_ungraded_questions_are_left_out_on_both_sides_and_counted(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "10?0")
+    write_scored(tmp_path, "d0", "dynamic_ft", 0, "1110")
+    table = table_of(tmp_path)
+    sft, dynamic = cell_of(table, "sft"), cell_of(table, "dynamic_ft")
+    assert sft.estimate is not None
+    assert sft.estimate.mean == pytest.approx(1 / 3)
+    assert sft.num_ungraded == 1
+    assert dynamic.versus is not None
+    assert dynamic.versus.num_questions == 3
+    assert dynamic.versus.mean == pytest.approx(1 / 3)
+    assert "counted as wrong or as right they would make it 25.0 or 50.0 %" in notes_of(tmp_path)
+
+
+def test_another_prompt_format_than_in_training_is_marked(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1100", prompt_format={"name": "chat", "fingerprint": "0"})
+    assert cell_of(table_of(tmp_path), "sft").format_differs
+    assert "with prompt format chat, but trained with plain" in notes_of(tmp_path)
+
+
+def test_scores_taken_in_different_ways_are_noted_but_sampling_seeds_may_differ(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1100", sampling={"temperature": 0.0, "seed": 0})
+    write_scored(tmp_path, "s1", "sft", 1, "1100", sampling={"temperature": 0.0, "seed": 1})
+    assert "sampling" not in notes_of(tmp_path)
+    write_scored(tmp_path, "s2", "sft", 2, "1100", sampling={"temperature": 0.7, "seed": 2}, step=12)
+    found = notes_of(tmp_path)
+    assert "differ in sampling: temperature 0.0; temperature 0.7" in found
+    assert "different numbers of steps: s0 after 10, s1 after 10, s2 after 12" in found
+
+
+def test_a_run_without_its_end_is_noted(tmp_path: Path) -> None:
+    run = write_scored(tmp_path, "s0", "sft", 0, "1100")
+    write_text(
+        run / "events.jsonl", '{"kind": "start", "step": 0, "time": 0}\n{"kind": "train", "step": 7, "time": 1}\n'
+    )
+    assert "s0 is unfinished; its last recorded step is 7" in notes_of(tmp_path)
+
+
+# --- Words ---------------------------------------------------------------------------------------
+
+
+def test_the_verdict_names_a_winner_outside_the_noise(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1" * 40 + "0" * 60)
+    write_scored(tmp_path, "d0", "dynamic_ft", 0, "1" * 70 + "0" * 30)
+    words = verdict(table_of(tmp_path))
+    assert words.startswith(
+        "On arith.greedy (100 questions), dynamic_ft answers 30.0 points more than sft (95 % interval "
+    )
+    assert "rests on one seed" in words
+
+
+def test_the_verdict_says_fewer_with_a_positive_number_and_its_interval_the_right_way_round(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1" * 70 + "0" * 30)
+    write_scored(tmp_path, "d0", "dynamic_ft", 0, "1" * 40 + "0" * 60)
+    words = verdict(table_of(tmp_path))
+    assert "dynamic_ft answers 30.0 points fewer than sft" in words
+    low, high = words.split("95 % interval ")[1].split(")")[0].split(" to ")
+    assert 0 < float(low) < 30 < float(high)
+
+
+def test_the_verdict_claims_no_winner_inside_the_noise(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "10" * 20)
+    write_scored(tmp_path, "d0", "dynamic_ft", 0, "10" * 19 + "11")
+    words = verdict(table_of(tmp_path))
+    assert words.startswith(
+        "On arith.greedy (40 questions) the difference between dynamic_ft and sft, +2.5 points, is within the noise"
+    )
+    assert "more than" not in words
+    assert "fewer than" not in words
+
+
+def test_two_seeds_are_said_to_be_few_and_three_are_not(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_scored(tmp_path, f"s{seed}", "sft", seed, "1100")
+    assert "rests on 2 seeds" in verdict(table_of(tmp_path))
+    write_scored(tmp_path, "s2", "sft", 2, "1100")
+    assert "seed" not in verdict(table_of(tmp_path))
+
+
+def test_runs_without_evaluations_still_make_a_report(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "r", "train", 0, {"name": "sft"})
+    assert "no score to compare" in verdict(table_of(tmp_path))
