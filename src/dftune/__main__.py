@@ -1,0 +1,7 @@
+"""``python -m dftune``."""
+
+import sys
+
+from dftune.cli import main
+
+sys.exit(main())

@@ -1,0 +1,135 @@
+"""``dftune prepare``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dftune.progress import Progress
+
+if TYPE_CHECKING:
+    from dftune.data.dataset import Manifest, PreparedDataset
+
+_MOST_CHARACTERS = 1500
+
+_EPILOG = """\
+examples:
+  dftune prepare recipes/examples/gsm8k-tiny.yaml
+  dftune prepare my.yaml data.source=rows.csv data.columns.problem=question data.columns.solution=output
+  dftune prepare my.yaml data.max_length=1024 --force
+
+The source (recipe key `data.source`) is a JSONL, JSON, CSV or parquet file, a folder of such files, a dataset saved
+with save_to_disk, or a Hugging Face dataset id. Every row is checked, filtered, rendered in the prompt format and
+tokenised with the model's tokenizer. The completion is trained on, the prompt is not. Every row that is left out is
+counted with its reason.
+
+Written to `data.prepared`: train.parquet, validation.parquet, manifest.json and the tokenizer. A folder that already
+holds exactly this is left as it is; one that was prepared otherwise is replaced only with --force. `dftune train`
+prepares by itself where there is no such folder yet.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = _EPILOG
+    parser.add_argument("recipe", type=Path, help="YAML recipe; .yaml may be left out")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to override")
+    parser.add_argument("--force", action="store_true", help="replace a dataset that was prepared with other settings")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare a dataset and show what is in it."""
+    from dftune.recipe import load_recipe  # noqa: PLC0415
+
+    recipe = load_recipe(args.recipe, args.overrides)
+
+    from dftune.data.dataset import PreparedDataset  # noqa: PLC0415
+    from dftune.data.prepare import prepare  # noqa: PLC0415
+
+    with _Stages() as stages:
+        prepare(recipe, force=args.force, progress=stages)
+    dataset = PreparedDataset.load(recipe.data.prepared)
+    state = "already prepared" if stages.name == "already prepared" else "prepared"
+    print(f"{recipe.name}: {state} in {recipe.data.prepared}\n")
+    print(summarize(dataset.manifest))
+    print()
+    print(show_example(dataset))
+    return 0
+
+
+def summarize(manifest: Manifest) -> str:
+    """Counts by reason, sizes of the splits and statistics of the tokens, as an aligned text."""
+    counts = manifest["counts"]
+    lines = [("rows read", counts["rows_read"], "")]
+    for reason, dropped in counts["dropped"].items():
+        where = "; ".join(dropped["examples"][:2])
+        lines.append((f"  {reason}", -dropped["count"], f"e.g. {where}"))
+    lines += [("training rows", manifest["num_train"], ""), ("held-out rows", manifest["num_validation"], "")]
+    wide = max(len(label) for label, _, _ in lines)
+    text = [f"{label:<{wide}} {count:>12,}   {note}".rstrip() for label, count, note in lines]
+    names = ("min", "mean", "median", "p95", "max", "sum")
+    text += ["", f"{'tokens':<{wide}} " + "".join(f"{name:>12}" for name in names)]
+    for part, values in manifest["tokens"].items():
+        cells = "".join(f"{values[name]:>12,.0f}" if name != "mean" else f"{values[name]:>12,.1f}" for name in names)
+        text.append(f"{'  ' + part:<{wide}} {cells}")
+    prompt_format, origin = manifest["prompt_format"], manifest["tokenizer"]
+    tokenizer = "trained on the training rows" if "scratch" in origin else f"of {origin['path']}"
+    text += ["", f"prompt format {prompt_format['name']}; tokenizer {tokenizer}; fingerprint {manifest['fingerprint']}"]
+    return "\n".join(text)
+
+
+def show_example(dataset: PreparedDataset) -> str:
+    """The first training example as the model will see it, decoded from its tokens."""
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer_folder)
+    tokens, supervised = dataset.input_ids("train", 0), dataset.completion_mask("train", 0)
+    num_prompt, num_completion = int((~supervised).sum()), int(supervised.sum())
+    end = tokenizer.convert_ids_to_tokens(int(tokens[-1]))
+    return "\n".join(
+        [
+            f"first training example, {dataset.ids('train')[0]}",
+            f"--- prompt: {num_prompt} tokens, not trained on ".ljust(100, "-"),
+            _shortened(tokenizer.decode(tokens[~supervised])),
+            f"--- completion: {num_completion} tokens, trained on, {end} among them ".ljust(100, "-"),
+            _shortened(tokenizer.decode(tokens[supervised])),
+            "-" * 100,
+        ]
+    )
+
+
+def _shortened(text: str) -> str:
+    # Control characters in data must not reach the terminal.
+    shown = "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text[:_MOST_CHARACTERS])
+    more = len(text) - _MOST_CHARACTERS
+    return shown + (f"... ({more:,} more characters)" if more > 0 else "")
+
+
+class _Stages:
+    """Shows each stage of the work as it comes: a bar where its length is known."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._total: int | None = None
+        self._bar: Progress | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Stages:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        if (name, total) != (self.name, self._total):
+            self._stack.close()
+            self.name, self._total, self._bar = name, total, None
+            if total is not None and done < total:
+                self._bar = self._stack.enter_context(Progress(name, total))
+            elif total is None and sys.stderr.isatty():
+                print(f"{name} ...", file=sys.stderr)
+        if self._bar is not None:
+            self._bar.update(done)

@@ -1,0 +1,59 @@
+"""Compare runs: one HTML file and one Markdown file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``dftune report``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description = """\
+Compare runs: who answers more questions, by how much, and whether that is more than noise.
+
+Reads run folders (recipe, metrics, completions with verdicts) and writes two files:
+  report.html  verdict, result table with 95 % intervals, curves, token probabilities, completions side by
+               side. One file, opens from disk, needs no network.
+  report.md    the verdict and the tables.
+
+Runs whose recipes differ in nothing but the seed count as replicates of one condition. The base model is the
+evaluation at step 0, or a run of `dftune evaluate` on the model that training started from."""
+    parser.epilog = """\
+examples:
+  dftune report runs                          every run in runs/
+  dftune report runs/sft-* runs/dynamic_ft-*  these runs
+  dftune report runs --output reports/monday --title "Does it help at 1.5B?\""""
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUNS",
+        help="run folders, or folders that hold run folders",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where the two files go (default: the folder that holds the runs; for a single run, the run itself)",
+    )
+    parser.add_argument("--title", help="heading of the report (default: the names of what is compared)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report, print its table and where it is."""
+    from dftune import report  # noqa: PLC0415  (jinja2 and yaml are not needed for --help)
+
+    found = report.read(args.runs, args.title)
+    paths = found.write(args.output or _default_output(args.runs))
+    print(found.summary())
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"\nReport: {paths.html}")
+    return 0
+
+
+def _default_output(runs: list[Path]) -> Path:
+    if len(runs) == 1:
+        return runs[0]
+    return runs[0].resolve().parent

@@ -1,0 +1,60 @@
+"""``dftune train``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  dftune train recipes/examples/gsm8k-tiny.yaml
+  dftune train my.yaml objective.name=dynamic_ft optimizer.lr=1e-4 name=my-dynamic
+  dftune train my.yaml --dry-run            the resolved recipe, every key with its value
+  dftune train my.yaml --resume             continue a killed run from its last checkpoint
+
+The run's folder (recipe key `output`, default runs/NAME) holds the recipe, a manifest, metrics in events.jsonl, the
+checkpoints and the final model. Data is prepared first where `dftune prepare` has not done so. Benchmarks listed under
+`evaluate` are run on the final model.
+
+`dftune train --keys` lists every key of a recipe with its meaning.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = _EPILOG
+    parser.add_argument("recipe", type=Path, nargs="?", help="YAML recipe; .yaml may be left out")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to override")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    parser.add_argument("--no-evaluate", action="store_true", help="leave out the recipe's benchmarks")
+    parser.add_argument("--keys", action="store_true", help="list every key of a recipe and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train."""
+    from dftune import config  # noqa: PLC0415
+    from dftune.recipe import Recipe, load_recipe  # noqa: PLC0415
+
+    if args.keys:
+        print("\n".join(config.describe(Recipe)))
+        return 0
+    if args.recipe is None:
+        raise ValueError("which recipe? `dftune train RECIPE`; there is one in recipes/examples/.")
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        print(config.dump(recipe), end="")
+        return 0
+
+    from dftune.data.prepare import prepared  # noqa: PLC0415
+    from dftune.train.loop import train  # noqa: PLC0415
+
+    folder = train(recipe, prepared(recipe), resume=args.resume, overwrite=args.overwrite)
+    print(f"model: {folder.model}")
+    if recipe.evaluate.benchmarks and not args.no_evaluate:
+        from dftune.evaluate.results import table  # noqa: PLC0415
+        from dftune.evaluate.runner import evaluate_run  # noqa: PLC0415
+
+        print(table(evaluate_run(folder.path, recipe.evaluate)))
+    return 0

@@ -1,0 +1,98 @@
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dftune.commands import prepare
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    values = {
+        "name": "stories",
+        "data": {
+            "source": str(FIXTURES / "stories.jsonl"),
+            "prompt_format": "plain",
+            "max_length": 512,
+            "validation": 10,
+            "prepared": str(tmp_path / "prepared"),
+        },
+        "model": {"scratch": {"vocab_size": 300, "hidden_size": 32, "num_heads": 2, "num_kv_heads": 1}},
+        "objective": {"name": "sft"},
+        "optimizer": {"lr": 1e-3},
+        "train": {"steps": 1},
+    }
+    path = tmp_path / "stories.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    prepare.add_arguments(parser)
+    return prepare.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_it_prints_counts_statistics_and_an_example_whose_parts_are_told_apart(recipe, capsys):
+    assert run(recipe) == 0
+    printed = capsys.readouterr().out
+    assert f"stories: prepared in {recipe.parent / 'prepared'}" in printed
+    lines = printed.splitlines()
+    numbers = {line[:16].strip(): line[16:].split() for line in lines if line[:16].strip()}
+    assert numbers["rows read"] == ["40"]
+    assert numbers["training rows"] == ["30"]
+    assert numbers["held-out rows"] == ["10"]
+    assert numbers["tokens"] == ["min", "mean", "median", "p95", "max", "sum"]
+    prompt = next(number for number, line in enumerate(lines) if line.startswith("--- prompt: "))
+    completion = next(number for number, line in enumerate(lines) if line.startswith("--- completion: "))
+    assert "not trained on" in lines[prompt]
+    assert "trained on, <|endoftext|> among them" in lines[completion]
+    name = lines[prompt - 1].removeprefix("first training example, ")
+    rows = [json.loads(line) for line in (FIXTURES / "stories.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["id"] == name]
+    assert "\n".join(lines[prompt + 1 : completion]) == row["problem"] + "\n"
+    assert "\n".join(lines[completion + 1 : -1]) == row["solution"] + "<|endoftext|>"
+
+
+def test_every_dropped_row_is_printed_with_its_reason(recipe, capsys):
+    assert run(recipe, "data.max_length=200") == 0
+    printed = capsys.readouterr().out
+    manifest = json.loads((recipe.parent / "prepared" / "manifest.json").read_text())
+    dropped = manifest["counts"]["dropped"]["too long"]
+    assert dropped["count"] >= 1
+    (line,) = [line for line in printed.splitlines() if line.startswith("  too long")]
+    assert line.split()[:3] == ["too", "long", f"-{dropped['count']}"]
+    assert dropped["examples"][0] in line
+
+
+def test_the_second_time_it_says_that_nothing_was_to_do_and_force_replaces(recipe, capsys):
+    run(recipe)
+    capsys.readouterr()
+    assert run(recipe) == 0
+    assert "stories: already prepared in" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"data\.validation: prepared with 10, the recipe has 11"):
+        run(recipe, "data.validation=11")
+    assert run(recipe, "data.validation=11", "--force") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("held-out rows")]
+    assert line.split()[-1] == "11"
+
+
+def test_control_characters_in_data_do_not_reach_the_terminal(recipe, tmp_path, capsys):
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"problem": "a\x1b[31mb\rc", "solution": "d\x07"}) + "\n")
+    run(recipe, f"data.source={source}", "data.validation=0")
+    printed = capsys.readouterr().out
+    assert "a\\x1b[31mb\\rc" in printed
+    assert not {"\x1b", "\r", "\x07"} & set(printed)
+
+
+def test_a_long_example_is_cut_with_the_number_of_characters_left_out(recipe, tmp_path, capsys):
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"problem": "p", "solution": "word " * 400}) + "\n")
+    run(recipe, f"data.source={source}", "data.validation=0", "data.max_length=2048")
+    # 2,000 characters and the 13 of <|endoftext|>, of which 1,500 are shown
+    assert "(513 more characters)" in capsys.readouterr().out
