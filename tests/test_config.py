@@ -46,7 +46,7 @@ def test_overrides_reach_any_key_in_the_types_of_yaml(recipe):
         ],
     )
     assert found.optimizer.lr == 5e-4
-    assert (found.objective.name, found.objective.options) == ("power", {"alpha": 2.0})
+    assert (found.objective.name, found.objective.options) == ("power", {"alpha": 2.0, "p_min": None, "p_max": None})
     assert found.data.sources == ("a", "b")
     assert found.train.packing is False
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "generate completions for benchmarks, grade them, print accuracy with an interval",
     "grade": "grade saved completions again, without a model",
     "report": "one HTML file and a Markdown table that compare runs",
+    "objectives": "every objective with its formula, unit, needs, options and paper",
     "doctor": "what is installed, which devices there are, and how to add what is missing",
 }
 

@@ -58,3 +58,26 @@ def test_the_model_gradient_is_that_of_minus_the_sum_of_probabilities():
         (-reference(batch).exp().sum() / num_tokens).backward()
     for ours, expected in zip(scored.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({"floor": 0.1}, [0.1, 0.1, 0.5, 0.9]),
+        ({"clip": 0.5}, [0.01, 0.1, 0.5, 0.5]),
+        ({"floor": 0.05, "clip": 0.6}, [0.05, 0.1, 0.5, 0.6]),
+    ],
+)
+def test_floor_and_clip_bound_the_weight_and_leave_it_without_a_gradient(options, weights):
+    bounded = get_objective("dynamic_ft", **options)
+    for p, weight in zip([0.01, 0.1, 0.5, 0.9], weights, strict=True):
+        assert gradient_at(p, bounded) == pytest.approx(-weight, rel=1e-9)
+
+
+def test_a_floor_of_1_is_sft():
+    assert gradient_at(0.03, get_objective("dynamic_ft", floor=1.0)) == -1.0
+
+
+def test_a_floor_above_the_clip_is_refused():
+    with pytest.raises(ValueError, match=r"floor 0\.5 is above clip 0\.2"):
+        get_objective("dynamic_ft", floor=0.5, clip=0.2)

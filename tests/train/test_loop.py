@@ -67,7 +67,11 @@ def test_a_run_leaves_a_folder_that_explains_itself(make_recipe):
     assert sum(validation[8]["p_histogram"]) == validation[8]["num_tokens"]
     assert validation[0]["nll"] == pytest.approx(math.log(300), rel=0.1)
     manifest = read_json(folder / "manifest.json")
-    assert manifest["objective"] == {"name": "dynamic_ft", "options": {}, "unit": "token"}
+    assert manifest["objective"] == {
+        "name": "dynamic_ft",
+        "options": {"floor": None, "clip": None},
+        "unit": "token",
+    }
     assert manifest["prompt_format"]["fingerprint"] == get_format("plain", None).fingerprint
     assert [path.name for path in list_checkpoints(folder / "checkpoints")] == ["step-6", "step-3"]
     assert rows_of(folder, "end")[8]["status"] == "finished"

@@ -71,7 +71,7 @@ class ObjectiveConfig(Config):
     model_config = ConfigDict(extra="allow")
 
     name: str
-    """Name of the objective: sft, dynamic_ft, power."""
+    """Name of the objective (`dftune objectives` lists them), or path/to/file.py:name for one of your own."""
 
     @property
     def options(self) -> dict[str, Any]:
