@@ -108,7 +108,9 @@ class Atoms(Brackets):
         """A variable with its subscripts and primes, or the application of a function."""
         result = sym(name)
         while self.peek().kind == "sub" or (self.peek().kind == "op" and self.peek().text == "'"):
-            result = self.subscripted(result) if self.peek().kind == "sub" else self.primed(result, len(self.next().text))
+            result = (
+                self.subscripted(result) if self.peek().kind == "sub" else self.primed(result, len(self.next().text))
+            )
         if self.peek() == Token("open", "(") and self.looks_like_application(name):
             self.position += 1
             inside = self.inside("(", ")")
