@@ -28,6 +28,7 @@ _END_OF_TURN = re.compile(
 _BOX = re.compile(r"(?:\\?(?:begin)?boxed|\x08oxed|\\fbox|\\framebox)\s*(?=\{)|\\boxed\s*(?=[^\s{A-Za-z])")
 _BARE_BOX = re.compile(r"\$?\\?[-+\w.,/]+")
 _TAG = re.compile(r"<answer>\s*(.*?)\s*(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
+_HEADING = re.compile(r"[\s*]*(?:step|part|case|solution|conclusion|summary|final|answer|verif|check)", re.IGNORECASE)
 _PHRASE = re.compile(
     r"(?:final\s+answer|\banswers?|correct\s+(?:option|choice|answer)|答案|the\s+solution\s+set)"
     r"(?:\s+(?:to|for|of)\s+[^.\n:]{1,60}?)?[\s*_]*"
@@ -38,7 +39,7 @@ _PHRASE = re.compile(
 _FINAL = re.compile(r"final\s+answer", re.IGNORECASE)
 _DISPLAY = re.compile(r"\$\$.{0,2000}?\$\$|\\\[.{0,2000}?\\\]|\\begin\{(\w{1,20}\*?)\}.{0,2000}?\\end\{\1\}", re.DOTALL)
 _CHOICE = re.compile(r"\W{0,4}([A-J])\W{0,3}(?:$|[.,:;)]\s*\D|\s+(?:because|since|as|it|is|which|for|so)\b)")
-_CHOSEN = re.compile(r"\b(?:choose|select|pick|option|choice)\s*:?\s*\(?([A-J])\)?(?=[\s.,]|$)")
+_CHOSEN = re.compile(r"\b(?i:choose|select|pick|option|choice|go\s+with)\s*:?\s*\(?([A-J])\)?(?=[\s.,]|$)")
 _AFFIRMED = re.compile(r"\W{0,3}(yes|no|true|false)\W{0,2}(?:$|[,.;:!](?:\s|$))", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<![A-Z]\.[A-Z])(?<=[^\s.])[.!?。](?=\s+[A-Z<*\\$]|\s*$)")
 _FILLER = re.compile(r"\s*I hope (?:it|this) is correct\.?\s*|\s*Hope (?:it|this) helps[.!]*\s*", re.IGNORECASE)
@@ -61,7 +62,7 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _LATEX_TEXT = re.compile(r"\\(?:text|mbox|textbf|mathrm|operatorname)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _NOT_PROSE = names("sqrt sin cos tan log ln exp pi percent and or infinity inf degrees theta alpha beta gcd")
 _BETWEEN_BOXES = re.compile(
-    r"(?:[A-Za-z]+\s+){0,3}(?P<glue>,?\s*and|,?\s*or|[,;&])\s*(?:[A-Za-z](?:_?\{?\w\}?)?\s*=\s*)?"
+    r"(?:[A-Za-z]+\s*){0,3}?(?P<glue>,?\s*\band\b|,?\s*\bor\b|[,;&])\s*(?:[A-Za-z](?:_?\{?\w\}?)?\s*=\s*)?"
 )
 _MARKUP = re.compile(r"\\(?:text|mbox|textbf|mathrm)(?![A-Za-z])|\\q?quad(?![A-Za-z])|\\[()\[\],;! ]|[{}$]")
 
@@ -166,8 +167,11 @@ def _tag(text: str, strict: bool) -> str | None:
 
 
 def _hash(text: str, strict: bool) -> str | None:
+    """What follows ``####``, unless that is the heading of a section."""
     _, mark, rest = text[-_TAIL_CHARS:].rpartition("####")
-    return rest.strip().split("\n", 1)[0] if mark else None
+    line, _, below = rest.strip().partition("\n")
+    is_heading = below.strip() and (_HEADING.match(line) or _prose_words(line) > 2)
+    return line if mark and not is_heading else None
 
 
 def _phrase(text: str, strict: bool) -> str | None:
@@ -192,16 +196,16 @@ def _line(text: str, strict: bool) -> str | None:
         lines.pop()
     if not lines:
         return None
-    num_words = _prose_words(line)
-    if num_words <= 2 and len(line) < 10_000:
-        return (_stated(line) if num_words and _COPULA.search(line) else None) or _undecorated(line)
-    sentences = [part.strip() for part in _split_sentences(line) if part.strip()]
     choice = _CHOICE.match(line) or _CHOSEN.search(line)
     if choice and choice.end() > 1:
         return choice.group(1)
+    num_words = _prose_words(line)
+    if num_words <= 2 and len(line) < 10_000:
+        return (_stated(line) if num_words and _COPULA.search(line) else None) or _undecorated(line)
     affirmed = _AFFIRMED.match(line)
     if affirmed:
         return affirmed.group(1)
+    sentences = [part.strip() for part in _split_sentences(line) if part.strip()]
     for sentence in reversed(sentences):
         answer = _stated(sentence)
         if answer is not None:

@@ -54,7 +54,7 @@ _RULES: list[tuple[re.Pattern[str], str]] = [
         # separators of thousands: 10{,}000  10,\!080  11,\! 111  1\,234  1\ 234
         (r"(?<=\d)\{,\}(?=\d{3})", ""),
         (r"\{([:,])\}", r"\1"),
-        (r"(?<=\d),\s*\\[!,;: ]\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d),\s*\\!\s*(?=\d{3}(?!\d))", ""),
         (r"(?<=\d)\\[,;:! ]\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)\\[,;:!>]|\\(?:thinspace|medspace|enspace|negthinspace|nobreak|noindent)(?![A-Za-z])|~", " "),
         (r"(?<!\\)\\ ", " "),
@@ -96,7 +96,7 @@ def strip_ends(text: str) -> str:
     text = text.strip()
     while text and text[-1] in ".,;:" and not text.endswith("\\ldots"):
         text = text[:-1].rstrip()
-    while text and (text[0] in ",;:" or (text[0] == "." and not text[1:2].isdigit())):
+    while text and (text[0] in ",;:" or (text[0] == "." and not text[1:2].isdigit() and text[1:2] != "\\")):
         text = text[1:].lstrip()
     return text
 

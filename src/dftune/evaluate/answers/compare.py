@@ -42,7 +42,7 @@ class Comparison:
         self.stage = "structure"
         return self.same_structure(gold, answer)
 
-    def same_structure(self, gold: Expr, answer: Expr) -> bool:  # noqa: PLR0911 - an ordered list of shapes
+    def same_structure(self, gold: Expr, answer: Expr) -> bool:
         """Equality of answers that are not two plain scalars."""
         self.budget.spend()
         if gold.op == "text" or answer.op == "text":
@@ -56,6 +56,8 @@ class Comparison:
         mine, theirs = as_list(gold), as_list(answer)
         if mine is not None or theirs is not None:
             return self.same_lists(gold, answer, mine, theirs)
+        if gold.op == answer.op == "builder":
+            return gold.args[1] == answer.args[1] and self.same_part(gold.args[0], answer.args[0])
         if gold.op == "setop" and answer.op == "setop":
             return gold.name == answer.name and self.unordered(list(gold.args), list(answer.args))
         if gold.op == "ratio" or answer.op == "ratio":
@@ -140,7 +142,7 @@ class Comparison:
                 return not braces and self.ordered(*((vector, values) if swap else (values, vector)))
         return self.unordered(unlabelled_values(golds), unlabelled_values(answers))
 
-    def same_assignments(self, mine: list[Expr], theirs: list[Expr]) -> bool | None:  # noqa: PLR0911 - one case a kind
+    def same_assignments(self, mine: list[Expr], theirs: list[Expr]) -> bool | None:
         """Lists that name each value, as in ``x = 1, y = 2``; None where names do not matter."""
         gold, answer = assignments(mine), assignments(theirs)
         if gold is None and answer is None:

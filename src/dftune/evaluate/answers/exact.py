@@ -32,7 +32,7 @@ class Exact:
         self.budget = budget
         self.variables = variables or {}
 
-    def value(self, expr: Expr) -> Fraction | None:  # noqa: PLR0911 - one case a kind
+    def value(self, expr: Expr) -> Fraction | None:
         """The rational value of ``expr``, or None."""
         self.budget.spend()
         op = expr.op
@@ -102,7 +102,7 @@ class Exact:
             raise TooLargeError("power too large to compute exactly")
         return self.check(base**exponent)
 
-    def call(self, name: str, values: list[Fraction]) -> Fraction | None:  # noqa: PLR0911 - a table of functions
+    def call(self, name: str, values: list[Fraction]) -> Fraction | None:
         """The functions that take rationals to rationals."""
         whole = [int(value) for value in values if value.denominator == 1]
         integers = len(whole) == len(values) and bool(values)
@@ -193,7 +193,7 @@ def integer_root(value: int, degree: int) -> int:
         guess = better
 
 
-def field_value(expr: Expr, salt: int, budget: Budget) -> int:  # noqa: PLR0911 - one case a kind
+def field_value(expr: Expr, salt: int, budget: Budget) -> int:
     """The value modulo `PRIME` of a rational function, each variable replaced by a number made of its name.
 
     Two rational functions with the same value at two such points are identical, up to a chance below 2^-100 times

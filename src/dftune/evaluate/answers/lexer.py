@@ -177,7 +177,8 @@ class _Lexer:
         elif name in words.ROMAN_COMMANDS:
             raw, position = self.argument(position)
             raw = raw.strip()
-            self.nested(raw, in_text=len(raw) > 1)
+            is_unit = raw in words.UNIT_LETTERS and any(token.kind == "num" for token in self.tokens)
+            self.nested(raw, in_text=len(raw) > 1 or (is_unit and all(token.kind != "sym" for token in self.tokens)))
         elif name == "mathbb":
             raw, position = self.argument(position)
             self.emit("named", raw.strip())
@@ -228,9 +229,11 @@ class _Lexer:
             return self.emit("named", "empty")
         if name in ("R", "Z", "N", "Q", "Reals", "reals"):
             return self.emit("named", name[0].upper())
+        if name == "not":
+            return self.emit("op", "not")
         if name == "ldots":
             return self.emit("dots", "…")
-        if name in ("frac", "sqrt", "cbrt", "binom", "sum", "prod", "int", "not", "cfrac"):
+        if name in ("frac", "sqrt", "cbrt", "binom", "sum", "prod", "int"):
             return self.emit("cmd", name)
         if name in words.FUNCTIONS:
             return self.emit("func", words.FUNCTIONS[name])

@@ -25,7 +25,10 @@ def parse_number(text: str) -> Expr:
     if not whole and not fraction:
         raise UnreadableError("number without digits")
     if len(exponent) > 9 or len(whole) + len(fraction) + abs(int(exponent)) > MAX_LITERAL_DIGITS:
-        return Expr("literal", name=_canonical(whole, fraction, exponent))
+        is_whole = int(exponent) >= len(fraction) if len(exponent) <= 9 else True
+        return Expr(
+            "literal", name=_canonical(whole, fraction, exponent), digits=0 if is_whole else len(whole + fraction)
+        )
     value = Fraction(Decimal(f"{whole or '0'}.{fraction}e{exponent}"))
     is_decimal = "." in text or "e" in text or "E" in text
     return num(value, _significant(whole, fraction) if is_decimal else 0)

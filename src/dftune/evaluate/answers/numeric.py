@@ -58,7 +58,7 @@ class Evaluator:
             self.left_reals = True
         return number
 
-    def node_value(self, expr: Expr) -> Complex:  # noqa: PLR0911 - one case a kind
+    def node_value(self, expr: Expr) -> Complex:
         """The value of a node, by its kind."""
         op = expr.op
         if op == "num" and expr.value is not None:
@@ -267,7 +267,7 @@ _COMPLEX: dict[str, Callable[[Complex], Complex]] = {
 }
 
 
-def real_call(name: str, values: list[Complex]) -> Complex:  # noqa: PLR0911 - one case a kind
+def real_call(name: str, values: list[Complex]) -> Complex:
     """Functions of real numbers."""
     if any(value[1] for value in values) or not values:
         raise UndefinedError(f"{name} of a complex number")

@@ -9,7 +9,7 @@ from dftune.evaluate.answers.expr import Expr, add, divide, mul, neg, node, num,
 from dftune.evaluate.answers.lexer import Token
 
 RELATIONS = words.names("= < > ≤ ≥ ≠ ≈ ≡ ∈ ∉ ⊂ → ∼ ⟂ ∥")
-_OVER, _RELATION, _SETOP, _RATIO, _SUM, _PRODUCT, _POWER = 5, 10, 20, 25, 30, 40, 60
+_OVER, _RELATION, _SETOP, _RATIO, _SUM, _PRODUCT = 5, 10, 20, 25, 30, 40
 _INFIX = {
     **dict.fromkeys(RELATIONS, _RELATION), **dict.fromkeys("∪∩∖", _SETOP), ":": _RATIO, **dict.fromkeys("+-±∓", _SUM),
     "*": _PRODUCT, "/": _PRODUCT, "mod": _PRODUCT, "choose": _OVER, "over": _OVER,
@@ -104,7 +104,7 @@ class Parser(Atoms):
             elif token.kind == "magnitude":
                 self.position += 1
                 left = mul(left, num(10 ** words.MAGNITUDES[token.text]))
-            elif min_power <= _PRODUCT and self.starts_operand(token):
+            elif min_power <= _PRODUCT and self.starts_operand(token) and not self.starts_next_quantity(token):
                 left = self.product(left)
             else:
                 return left
@@ -136,7 +136,7 @@ class Parser(Atoms):
             return node("setop", left, right, name=text)
         return node("call", left, right, name="binomial") if text == "choose" else divide(left, right)
 
-    def postfix(self, left: Expr, text: str) -> Expr:  # noqa: PLR0911 - one case a kind
+    def postfix(self, left: Expr, text: str) -> Expr:
         """Apply an operator that stands behind its operand."""
         self.position += 1
         if text == "!":
@@ -158,8 +158,7 @@ class Parser(Atoms):
         """``left^...``; primes in the exponent rename a variable, ``v^2_0`` is ``v_0^2``."""
         if num_primes := self.only_primes():
             return self.primed(left, num_primes)
-        if self.peek() == Token("op", "*") or self.peek() == Token("op", "+"):  # x^* and Z^+ name things
-            self.position += 1
+        if self.skip_mark():  # x^* and Z^+ name things
             return left
         if self.peek().text == "{" and self.peek(1).kind == "text" and self.peek(2).text == "}":  # 15^{th}
             self.position += 3
@@ -167,7 +166,21 @@ class Parser(Atoms):
         exponent = self.argument(whole_number=True)
         if self.peek().kind == "sub" and left.op == "sym":
             left = self.subscripted(left)
+        if self.peek() == Token("op", "^"):  # 2^3^2 is 2^(3^2)
+            self.position += 1
+            self.enter()
+            exponent = self.powered(exponent)
+            self.level -= 1
         return power(left, exponent)
+
+    def skip_mark(self) -> bool:
+        """Skip ``*``, ``+`` or ``{*}`` after ``^``."""
+        braces = self.peek() == Token("open", "{")
+        token = self.peek(1 if braces else 0)
+        if token not in (Token("op", "*"), Token("op", "+")) or (braces and self.peek(2).text != "}"):
+            return False
+        self.position += 3 if braces else 1
+        return True
 
     def sum(self, left: Expr) -> Expr:
         """A sum, once its first term is read."""
@@ -196,10 +209,14 @@ class Parser(Atoms):
                     factors = [node("call", mul(*factors), factor, name="mod")]
                 else:
                     factors.append(factor if token.text == "*" else power(factor, num(-1)))
+            elif self.starts_next_quantity(token):
+                return mul(*factors)
             elif self.starts_operand(token) or (token.text == "|" and not self.bars and not self.in_braces()):
-                if token.kind == "num" and self.tokens[self.position - 1].kind in ("num", "text"):
+                if token.kind == "num" and self.tokens[self.position - 1].kind == "num":
                     raise UnreadableError("two numbers without an operator between them")
-                factors.append(self.expression(_PRODUCT + 1))
+                factor = self.expression(_PRODUCT + 1)
+                if not is_condition(factor):  # 2x (x > 0)
+                    factors.append(factor)
             else:
                 return mul(*factors)
 
@@ -223,7 +240,7 @@ class Parser(Atoms):
         parts, names = [left], []
         while True:
             token = self.peek()
-            negated = token == Token("cmd", "not")
+            negated = token == Token("op", "not")
             if negated:
                 self.position += 1
                 token = self.peek()
@@ -232,6 +249,8 @@ class Parser(Atoms):
             self.position += 1
             names.append({"=": "≠", "∈": "∉"}.get(token.text, token.text) if negated else token.text)
             parts.append(self.expression(_RELATION + 1))
+        if not names:
+            raise UnreadableError("unexpected 'not'")
         return node("rel", *parts, name=" ".join(names))
 
     def ratio(self, left: Expr) -> Expr:
@@ -271,12 +290,22 @@ class Parser(Atoms):
         elif not (self.starts_operand(token) or (token.kind == "op" and token.text in ("-", "±", "|"))):
             self.position = start
 
+    def starts_next_quantity(self, token: Token) -> bool:
+        """Whether a number follows words, as in "3 hours 20 minutes": a list, not a product."""
+        return token.kind == "num" and self.position > 0 and self.tokens[self.position - 1].kind == "text"
+
     def starts_operand(self, token: Token) -> bool:
         """Whether an operand begins at this token."""
         if token.kind in ("num", "sym", "const", "func", "cmd", "named", "begin", "dots"):
-            return token != Token("cmd", "not")
+            return True
         return token.kind == "open" and not self.closes_here(token)
 
     def script(self, raw: str) -> Expr:
         """A subscript that holds a formula, such as the base of a logarithm."""
         return Parser(self.relex(raw)).whole()
+
+
+def is_condition(expr: Expr) -> bool:
+    """Whether a bracket beside a value says when it holds: ``(x > 0)``, ``(k \\in \\mathbb{Z})``."""
+    parts = expr.args if expr.op in ("seq", "group") else (expr,)
+    return bool(parts) and all(part.op == "rel" for part in parts)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from dftune.evaluate.answers.budget import Budget
-from dftune.evaluate.answers.expr import Expr, neg, symbols
+from dftune.evaluate.answers.expr import Expr, is_scalar, neg, symbols
 from dftune.evaluate.answers.numeric import real_number
 from dftune.evaluate.answers.vocabulary import names
 
@@ -77,7 +77,7 @@ def _everything() -> Region:
     return [Piece(neg(_INFINITY), _INFINITY, False, False, Decimal("-Infinity"), Decimal("Infinity"))]
 
 
-def _pieces(expr: Expr, budget: Budget) -> Region | None:  # noqa: PLR0911 - one case a kind of set
+def _pieces(expr: Expr, budget: Budget) -> Region | None:
     if expr.op == "rel":
         return _relation(expr, budget)
     if expr.op == "setop":
@@ -111,8 +111,8 @@ def _points(items: tuple[Expr, ...], budget: Budget) -> Region | None:
 
 def _listed(expr: Expr, budget: Budget) -> Region | None:
     """``x < 2 or x > 3`` is a union; "and" or a comma an intersection, unless nothing would be left."""
-    if expr.name == "," and not any(item.op == "rel" for item in expr.args):
-        return None
+    if not any(item.op == "rel" for item in expr.args):
+        return _points(expr.args, budget) if all(is_scalar(item) for item in expr.args) else None
     parts = [_pieces(item, budget) for item in expr.args]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
@@ -148,6 +148,11 @@ def _relation(expr: Expr, budget: Budget) -> Region | None:
 def _half_line(left: Expr, name: str, right: Expr, budget: Budget) -> Region | None:
     if right.op == "sym" and not symbols(left):
         left, name, right = right, _FLIP[name], left
+    if left.op == "call" and left.name == "abs" and left.args[0].op == "sym" and not symbols(right):
+        inner = _interval(neg(right), right, (name in ("≤", ">", "="), name in ("≤", ">", "=")), budget)
+        if inner is None or name not in ("<", "≤", ">", "≥"):
+            return None
+        return inner if name in ("<", "≤") else complement(merge(inner))
     if left.op != "sym" or symbols(right):
         return None
     if name in ("<", "≤"):

@@ -30,7 +30,7 @@ class Labelled:
     """Names on the left when it is a tuple, ``(x, y) = (1, 2)``."""
 
 
-def split_label(expr: Expr) -> Labelled | None:  # noqa: PLR0911 - one case a kind
+def split_label(expr: Expr) -> Labelled | None:
     """The name and the value of an assignment, or None for anything else, equations in unknowns included."""
     if expr.op != "rel":
         return None
@@ -72,7 +72,7 @@ def _name(expr: Expr) -> str:
     return expr.name if expr.op in ("sym", "app", "text") else repr(expr)
 
 
-def _is_label(left: Expr, right: Expr) -> bool:  # noqa: PLR0911 - one case a kind
+def _is_label(left: Expr, right: Expr) -> bool:
     """Whether ``left`` names the quantity that ``right`` is."""
     if left.op == "sym":
         return left.name not in symbols(right)
@@ -87,7 +87,8 @@ def _is_label(left: Expr, right: Expr) -> bool:  # noqa: PLR0911 - one case a ki
     if left.op == "call" and left.name in _SINGLE_VALUE_CALLS:
         return all(arg.op == "sym" or _is_segment(arg) for arg in left.args)
     if left.op == "mul" and len(left.args) == 2 and left.args[1].op == "pow" and left.args[1].args[1].value == -1:
-        return _is_segment(left.args[0]) and _is_segment(left.args[1].args[0])
+        parts = (left.args[0], left.args[1].args[0])
+        return all(part.op == "sym" or _is_segment(part) for part in parts)
     return _is_segment(left)
 
 

@@ -13,10 +13,11 @@ from dftune.evaluate.answers.expr import Expr, has, mul, rebuild, symbols, walk
 from dftune.evaluate.answers.numeric import HIGH, LOW, OverflowedError, Value
 from dftune.evaluate.answers.vocabulary import UNIT_LETTERS, names
 
-_TOLERANCE = {LOW: Decimal("1e-35"), HIGH: Decimal("1e-90")}
 _INTEGER_ONLY = names("floor ceil factorial factorial2 binomial mod gcd lcm")
 _INTEGER_NAMES = names("n m k l i j N M K L p q r a b c d f g h ell s t")
 _MIN_DIGITS = 6
+_MAX_EXTRA_DIGITS = 900
+"""Digits before the point, or zeros after it, of irrational values that are still told apart."""
 
 
 class Scalars:
@@ -50,7 +51,7 @@ class Scalars:
             return self.same_shape(gold, answer)
         return None
 
-    def same_shape(self, gold: Expr, answer: Expr) -> bool:  # noqa: PLR0911 - one case a kind
+    def same_shape(self, gold: Expr, answer: Expr) -> bool:
         """Equality of formulas with an ellipsis: the same tree, sums and products in any order."""
         self.budget.spend()
         if not (has(gold, "dots") or has(answer, "dots")):
@@ -72,10 +73,20 @@ class Scalars:
         return True
 
     def equal(self, gold: Expr, answer: Expr) -> bool:
-        """Equality as formulas, or by the rule for decimals."""
+        """Equality as formulas, or by the rule for decimals; formulas too large to evaluate may still be the same."""
         if gold == answer:
             self.stage = "value"
             return True
+        try:
+            return self.same_value(gold, answer)
+        except UndecidedError:
+            if _skeleton(gold) == _skeleton(answer):
+                self.stage = "structure"
+                return True
+            raise
+
+    def same_value(self, gold: Expr, answer: Expr) -> bool:
+        """Equality of constants, or identity of formulas in variables."""
         if symbols(gold) or symbols(answer) or has(gold, "app") or has(answer, "app"):
             return self.same_formula(gold, answer)
         return self.same_constant(gold, answer)
@@ -85,7 +96,10 @@ class Scalars:
         self.stage = "value"
         too_large = 0
         values: list[Fraction | None] = []
+        if gold.op == answer.op == "literal":
+            return gold.name == answer.name
         for expr in (gold, answer):
+            too_large += expr.op == "literal"
             try:
                 values.append(self.exact.value(expr))
             except TooLargeError:
@@ -107,16 +121,14 @@ class Scalars:
             return False
         return self.same_number(gold, answer, too_large)
 
-    def stands_for(self, literal: Expr, value: Fraction | None, other: Expr, other_value: Fraction | None) -> bool:  # noqa: PLR0911 - one case a kind
+    def stands_for(self, literal: Expr, value: Fraction | None, other: Expr, other_value: Fraction | None) -> bool:
         """Whether a decimal literal is the other number, rounded or cut after at least six significant digits.
 
         A number that a finite decimal writes exactly is matched only by that decimal, except for the last digits of
         a floating-point print.
         """
         digits = literal_digits(literal)
-        if digits < _MIN_DIGITS:
-            return False
-        if value is None and literal.op != "literal":
+        if digits < _MIN_DIGITS or (value is None and literal.op != "literal"):
             return False
         if other_value is not None and _terminates(other_value.denominator):
             if value is None or not 15 <= digits <= 18 or not other_value:
@@ -152,7 +164,7 @@ class Scalars:
             return False
         if too_large:
             raise UndecidedError("numbers too large to compare digit by digit")
-        return self.equal_at(gold, answer, {}, HIGH) is True
+        return self.equal_at(gold, answer, {}, _confirming(values[0])) is True
 
     def equal_at(
         self, gold: Expr, answer: Expr, point: dict[str, Complex], precision: int, *, opaque: bool = True
@@ -213,7 +225,11 @@ class Scalars:
             if self.differ_as_reals(gold, answer, numeric.point_of(names, "negative", salt), opaque=opaque):
                 return False
         point = numeric.point_of(names, "real", 1)
-        return self.equal_at(gold, answer, point, HIGH, opaque=opaque) is not False
+        try:
+            digits = _confirming(numeric.evaluate(gold, point, LOW, self.budget, opaque=opaque))
+        except UndefinedError:
+            digits = HIGH
+        return self.equal_at(gold, answer, point, digits, opaque=opaque) is not False
 
     def differ_as_reals(self, gold: Expr, answer: Expr, point: dict[str, Complex], *, opaque: bool) -> bool:
         """Whether both are real at a point of negative numbers and differ: x and |x| do, ln x^2 and 2 ln x do not."""
@@ -230,15 +246,30 @@ def close(one: Value, other: Value, precision: int) -> bool:
     (a, scale_a, _), (b, scale_b, _) = one, other
     error = max(abs(a[0] - b[0]), abs(a[1] - b[1]))
     size = max(abs(a[0]), abs(a[1]), abs(b[0]), abs(b[1]), scale_a, scale_b)
-    return error <= _TOLERANCE[precision] * size
+    return error <= Decimal(10) ** (15 - precision if precision == LOW else 20 - precision) * size
+
+
+def _confirming(value: Value) -> int:
+    """Digits that show a difference of 1 beside the value, however large, and as many after a small one."""
+    size = max(abs(value.number[0]), abs(value.number[1]))
+    extra = abs(size.adjusted()) if size else 0
+    if extra > _MAX_EXTRA_DIGITS:
+        raise UndecidedError("numbers too large or too small to tell apart")
+    return HIGH + extra
+
+
+def _skeleton(expr: Expr) -> object:
+    """The tree with the members of sums and products in one order."""
+    parts = [_skeleton(arg) for arg in expr.args]
+    if expr.op in ("add", "mul"):
+        parts.sort(key=repr)
+    return (expr.op, expr.name, expr.value, tuple(parts))
 
 
 def literal_digits(expr: Expr) -> int:
     """Significant digits of a decimal literal, with its sign, percent mark and power of ten; 0 for anything else."""
-    if expr.op == "num":
+    if expr.op in ("num", "literal"):
         return expr.digits
-    if expr.op == "literal":
-        return len(expr.name)
     if expr.op == "percent":
         return literal_digits(expr.args[0])
     if expr.op == "mul" and len(expr.args) == 2:

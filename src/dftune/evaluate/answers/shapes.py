@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dftune.evaluate.answers.budget import UnreadableError
-from dftune.evaluate.answers.expr import Expr, add, has, is_scalar, mul, neg, node, rebuild
+from dftune.evaluate.answers.expr import Expr, add, has, is_scalar, mul, neg, node, rebuild, symbols
 from dftune.evaluate.answers.relations import split_label
 
 _MAX_SIGNS = 3
@@ -12,10 +12,12 @@ _ARTICLES = ("a", "an", "the")
 
 def normal(expr: Expr) -> Expr:
     """Compute with matrices, and read a list of lists as one."""
-    return rebuild(expr, _fold_matrices) if has(expr, "matrix", "group") else expr
+    return rebuild(expr, _fold_matrices) if has(expr, "matrix", "group", "app") else expr
 
 
 def _fold_matrices(expr: Expr) -> Expr:
+    if expr.op == "app" and len(expr.args) > 1 and expr.name.isupper() and all(arg.op != "sym" for arg in expr.args):
+        return node("group", *expr.args, name="()")  # the point A(1, 2)
     rows_only = expr.name == "[]" and all(arg.op == "group" and arg.name == "[]" for arg in expr.args)
     if expr.op == "group" and len(expr.args) > 1 and rows_only and len({len(arg.args) for arg in expr.args}) == 1:
         return node("matrix", *(node("seq", *arg.args) for arg in expr.args))
@@ -54,8 +56,7 @@ def as_list(expr: Expr) -> list[Expr] | None:
     """The members of a list or set; both values of a plus-minus; None for a single answer."""
     if expr.op == "seq":
         members = [member for item in expr.args for member in as_list(item) or [item]]
-        kept = [item for item in members if not _is_condition(item)]
-        return kept or members
+        return without_conditions(members)
     if expr.op == "group" and expr.name == "{}":
         return [member for item in expr.args for member in (as_list(item) or [item])]
     if expr.op == "named" and expr.name == "empty":
@@ -102,9 +103,21 @@ def _with_signs(expr: Expr, choice: tuple[bool, ...]) -> Expr:
     return rebuild(expr, decide)
 
 
-def _is_condition(item: Expr) -> bool:
-    """``k \\in \\mathbb{Z}``, said beside an answer."""
-    return item.op == "rel" and item.name == "∈" and item.args[1].op == "named" and item.args[0].op == "sym"
+_CONDITIONS = frozenset(("<", ">", "≤", "≥", "≠", "∈"))
+
+
+def without_conditions(items: list[Expr]) -> list[Expr]:
+    """The members without those that only restrict a variable of the others: ``k \\in \\mathbb{Z}``, ``x > 0``."""
+    limits = [item for item in items if _restricts(item)]
+    values = [item for item in items if not _restricts(item)]
+    used = {name for item in values for name in symbols(item)}
+    return [item for item in items if item not in limits or not symbols(item) & used] if values else items
+
+
+def _restricts(item: Expr) -> bool:
+    if item.op != "rel" or not set(item.name.split()) <= _CONDITIONS:
+        return False
+    return item.name != "∈" or item.args[1].op == "named" or item.args[1].name in ("Z", "N", "R", "Q")
 
 
 def unlabelled(expr: Expr) -> Expr:

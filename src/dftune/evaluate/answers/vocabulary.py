@@ -67,9 +67,9 @@ SHORT_WORDS = names(
     "cm mm km kg mg ml mL dm ft sq mi lb lbs oz hr hrs min sec mph kph kmh rad the of is are was to at by an yes no "
     "odd all any day days men per cup cups th st nd rd for has not be we he she it its up box boy one two six ten red "
     "dog cat car pie egg let our her his max sum gal pt qt yd yds kWh kW MHz Hz GHz kHz eV keV MeV GeV kJ kPa MPa Pa "
-    "mol USD pm am nm if so as do on old new big set via bag bar bus can pen pig cow hen tea win won way sub cc units pts "
-    "pcs cts"
+    "mol USD pm am nm if so as do on old new big set via bag bar bus can pen pig cow hen tea win won way sub cc units "
+    "pts pcs cts"
 )
 
 # A lone letter after a number that may be a unit.
-UNIT_LETTERS = names("m s g N J W V A K L C F h d T l")
+UNIT_LETTERS = names("m s g N J W V A K L C F h T l Omega")
