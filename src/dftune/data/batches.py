@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,16 @@ class Example:
         id: stable id.
         input_ids: (length,) prompt and completion.
         completion_mask: (length,) bool, True on the tokens to be predicted.
+        group: stable id of the group that is scored together, such as a completion and its negatives; None where the
+            example stands by itself.
+        is_chosen: the positive of its group, or one of the negatives.
     """
 
     id: str
     input_ids: npt.NDArray[np.int32]
     completion_mask: npt.NDArray[np.bool_]
+    group: str | None = None
+    is_chosen: bool = True
 
     def __len__(self) -> int:
         """Tokens of prompt and completion."""
@@ -46,6 +51,9 @@ class MicroBatch:
         sequence_ids: (tokens,) int64, which example each belongs to.
         example_ids: ids of the examples, in the order of ``sequence_ids``.
         num_tokens: real tokens, padding not counted.
+        group_ids: (sequences,) int64, which group each example belongs to, from 0; None where nothing is grouped.
+        is_chosen: (sequences,) bool, the positive of its group or a negative; None where nothing is grouped.
+        group_example_ids: (groups,) the groups' stable ids. A group visited twice in a step is there twice.
     """
 
     input_ids: Tensor
@@ -56,11 +64,19 @@ class MicroBatch:
     sequence_ids: Tensor
     example_ids: tuple[str, ...]
     num_tokens: int
+    group_ids: Tensor | None = None
+    is_chosen: Tensor | None = None
+    group_example_ids: tuple[str, ...] = ()
 
     @property
     def num_sequences(self) -> int:
         """Examples in this forward pass."""
         return len(self.example_ids)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups in this forward pass; 0 where nothing is grouped."""
+        return len(self.group_example_ids)
 
     @property
     def num_padding(self) -> int:
@@ -71,44 +87,52 @@ class MicroBatch:
         """What an objective's sum is divided by, counted over this micro-batch."""
         if unit == "token":
             return self.targets.numel()
-        assert unit == "sequence", "groups arrive with the objectives that need them"
-        return self.num_sequences
+        if unit == "sequence":
+            return self.num_sequences
+        assert self.group_ids is not None, "an objective on groups was given examples without any"
+        return self.num_groups
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         if device.type == "cpu":
             return self
-        tensors = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("input_ids", "position_ids", "positions", "targets", "sequence_ids")
-        }
-        return MicroBatch(
-            **tensors,
-            document_starts=self.document_starts,
-            example_ids=self.example_ids,
-            num_tokens=self.num_tokens,
-        )
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = value.to(device, non_blocking=True)
+        return MicroBatch(**values)
 
 
-def step_indices(step: int, *, num_examples: int, batch_size: int, seed: int, num_total: int) -> list[int]:
-    """The examples of one optimizer step: a pure function, so a resumed run needs no more than the step.
+def step_visits(step: int, *, num_examples: int, batch_size: int, seed: int, num_total: int) -> list[tuple[int, int]]:
+    """What one optimizer step visits: a pure function, so a resumed run needs no more than the step.
 
     Every epoch visits the examples in a new order drawn from (seed, epoch); the epochs follow each other without a
     gap, so a step may hold the end of one and the start of the next.
 
     Args:
         step: from 0.
-        num_examples: examples in the data set.
+        num_examples: examples in the data set, or groups of them.
         batch_size: examples a step.
         seed: decides the order.
         num_total: examples in the whole run; the last step holds what is left.
+
+    Returns:
+        Epoch, from 0, and index of the example of every visit.
     """
-    visits = range(step * batch_size, min((step + 1) * batch_size, num_total))
+    visits = [
+        divmod(visit, num_examples) for visit in range(step * batch_size, min((step + 1) * batch_size, num_total))
+    ]
     orders = {
         epoch: np.random.default_rng([seed, epoch]).permutation(num_examples)
-        for epoch in {visit // num_examples for visit in visits}
+        for epoch in {epoch for epoch, _ in visits}
     }
-    return [int(orders[visit // num_examples][visit % num_examples]) for visit in visits]
+    return [(epoch, int(orders[epoch][place])) for epoch, place in visits]
+
+
+def step_indices(step: int, *, num_examples: int, batch_size: int, seed: int, num_total: int) -> list[int]:
+    """The indices of :func:`step_visits`."""
+    visits = step_visits(step, num_examples=num_examples, batch_size=batch_size, seed=seed, num_total=num_total)
+    return [index for _, index in visits]
 
 
 def micro_batches(
@@ -121,85 +145,144 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """Split the examples of a step into forward passes. The split leaves the step's gradient as it is.
 
+    A group is never split: all its examples are in one forward pass, and the limits hold for them together. Where any
+    example has a group, one without is a group by itself.
+
     Args:
-        examples: the step's examples.
+        examples: the step's examples, those of a group in their order. An id that comes again within a group starts
+            the group anew, as when a step holds the end of one epoch and the start of the next.
         max_tokens: most tokens in a forward pass, padding included.
         max_examples: most examples in a forward pass.
         packing: examples end to end in one row (best-fit decreasing), instead of one padded row each.
         pad_id: token used as padding; it is never attended to nor predicted.
 
     Raises:
-        ValueError: an example is longer than ``max_tokens``, or has no supervised token.
+        ValueError: an example or a group does not fit into a forward pass, or an example has no supervised token.
     """
-    too_long = [example.id for example in examples if len(example) > max_tokens]
-    if too_long:
-        longest = max(len(example) for example in examples)
-        raise ValueError(
-            f"examples {too_long[:5]} are longer than train.micro_batch_tokens = {max_tokens}, up to {longest} tokens. "
-            f"Raise it to at least {longest}, or lower data.max_length."
-        )
     empty = [example.id for example in examples if not example.completion_mask[1:].any()]
     if empty:
         raise ValueError(f"examples {empty[:5]} have no token to train on. Prepare the data again.")
+    groups = _groups(examples)
+    _check_fit(groups, max_tokens, max_examples, packing)
+    grouped = any(example.group is not None for example in examples)
     if packing:
-        return [_packed(group) for group in _best_fit(examples, max_tokens, max_examples)]
-    return [_padded(group, pad_id) for group in _by_length(examples, max_tokens, max_examples)]
+        return [_packed(batch, grouped) for batch in _best_fit(groups, max_tokens, max_examples)]
+    return [_padded(batch, grouped, pad_id) for batch in _by_length(groups, max_tokens, max_examples)]
 
 
-def _best_fit(examples: Sequence[Example], max_tokens: int, max_examples: int | None) -> list[list[Example]]:
-    """Best-fit decreasing: the longest first, each into the fullest row that still takes it."""
-    rows: list[list[Example]] = []
-    free: list[int] = []
-    for example in sorted(examples, key=len, reverse=True):
-        fitting = [
-            (room, row)
-            for row, room in enumerate(free)
-            if room >= len(example) and (max_examples is None or len(rows[row]) < max_examples)
-        ]
-        if fitting:
-            _, row = min(fitting)
-            rows[row].append(example)
-            free[row] -= len(example)
-        else:
-            rows.append([example])
-            free.append(max_tokens - len(example))
-    return rows
+_Group = list[Example]
+"""Examples that share a forward pass; one that stands by itself is alone in its list."""
 
 
-def _by_length(examples: Sequence[Example], max_tokens: int, max_examples: int | None) -> list[list[Example]]:
-    groups: list[list[Example]] = []
-    for example in sorted(examples, key=len, reverse=True):  # the first of a group is its longest
-        group = groups[-1] if groups else None
-        if (
-            group
-            and (len(group) + 1) * len(group[0]) <= max_tokens
-            and (max_examples is None or len(group) < max_examples)
-        ):
-            group.append(example)
-        else:
-            groups.append([example])
+def _groups(examples: Sequence[Example]) -> list[_Group]:
+    groups: list[_Group] = []
+    latest: dict[str, _Group] = {}
+    for example in examples:
+        group = latest.get(example.group) if example.group is not None else None
+        if group is None or any(example.id == other.id for other in group):
+            group = []
+            groups.append(group)
+            if example.group is not None:
+                latest[example.group] = group
+        group.append(example)
     return groups
 
 
-def _packed(group: Sequence[Example]) -> MicroBatch:
-    starts = np.cumsum([0, *map(len, group)]).tolist()
+def _num_tokens(group: _Group) -> int:
+    return sum(map(len, group))
+
+
+def _longest(group: _Group) -> int:
+    return max(map(len, group))
+
+
+def _check_fit(groups: Sequence[_Group], max_tokens: int, max_examples: int | None, packing: bool) -> None:
+    needs = [_num_tokens(group) if packing else len(group) * _longest(group) for group in groups]
+    over = [_name(group) for group, need in zip(groups, needs, strict=True) if need > max_tokens]
+    if over and max(map(len, groups)) == 1:
+        raise ValueError(
+            f"examples {over[:5]} are longer than train.micro_batch_tokens = {max_tokens}, up to {max(needs)} tokens. "
+            f"Raise it to at least {max(needs)}, or lower data.max_length."
+        )
+    if over:
+        padded = "" if packing else ", padding included"
+        raise ValueError(
+            f"groups {over[:5]} do not fit into train.micro_batch_tokens = {max_tokens}: a completion and its "
+            f"negatives share a forward pass, and need up to {max(needs)} tokens{padded}. "
+            f"Raise it to at least {max(needs)}, or lower data.num_negatives or data.max_length."
+        )
+    if max_examples is not None and (most := max(map(len, groups), default=0)) > max_examples:
+        over = [_name(group) for group in groups if len(group) > max_examples]
+        raise ValueError(
+            f"groups {over[:5]} have up to {most} examples, and train.micro_batch_size = {max_examples}: a completion "
+            f"and its negatives share a forward pass. Raise it to at least {most}, or lower data.num_negatives."
+        )
+
+
+def _name(group: _Group) -> str:
+    return group[0].group or group[0].id
+
+
+def _best_fit(groups: Sequence[_Group], max_tokens: int, max_examples: int | None) -> list[list[_Group]]:
+    """Best-fit decreasing: the longest first, each into the fullest row that still takes it."""
+    rows: list[list[_Group]] = []
+    free: list[int] = []
+    counts: list[int] = []
+    for group in sorted(groups, key=_num_tokens, reverse=True):
+        size = _num_tokens(group)
+        fitting = [
+            (room, row)
+            for row, room in enumerate(free)
+            if room >= size and (max_examples is None or counts[row] + len(group) <= max_examples)
+        ]
+        if fitting:
+            _, row = min(fitting)
+            rows[row].append(group)
+            free[row] -= size
+            counts[row] += len(group)
+        else:
+            rows.append([group])
+            free.append(max_tokens - size)
+            counts.append(len(group))
+    return rows
+
+
+def _by_length(groups: Sequence[_Group], max_tokens: int, max_examples: int | None) -> list[list[_Group]]:
+    batches: list[list[_Group]] = []
+    count, length = 0, 0
+    for group in sorted(groups, key=_longest, reverse=True):  # the first of a batch holds its longest example
+        count += len(group)
+        if batches and count * length <= max_tokens and (max_examples is None or count <= max_examples):
+            batches[-1].append(group)
+        else:
+            batches.append([group])
+            count, length = len(group), _longest(group)
+    return batches
+
+
+def _packed(batch: Sequence[_Group], grouped: bool) -> MicroBatch:
+    examples = [example for group in batch for example in group]
+    starts = np.cumsum([0, *map(len, examples)]).tolist()
     return _assemble(
-        group,
+        batch,
+        grouped,
         offsets=starts[:-1],
-        input_ids=np.concatenate([example.input_ids for example in group])[None],
-        position_ids=np.concatenate([np.arange(len(example)) for example in group])[None],
+        input_ids=np.concatenate([example.input_ids for example in examples])[None],
+        position_ids=np.concatenate([np.arange(len(example)) for example in examples])[None],
         document_starts=starts,
     )
 
 
-def _padded(group: Sequence[Example], pad_id: int) -> MicroBatch:
-    length = max(map(len, group))
-    input_ids = np.full((len(group), length), pad_id)
-    for row, example in enumerate(group):
+def _padded(batch: Sequence[_Group], grouped: bool, pad_id: int) -> MicroBatch:
+    examples = [example for group in batch for example in group]
+    length = max(map(len, examples))
+    input_ids = np.full((len(examples), length), pad_id)
+    for row, example in enumerate(examples):
         input_ids[row, : len(example)] = example.input_ids
     return _assemble(
-        group,
-        offsets=[row * length for row in range(len(group))],
+        batch,
+        grouped,
+        offsets=[row * length for row in range(len(examples))],
         input_ids=input_ids,
         position_ids=np.broadcast_to(np.arange(length), input_ids.shape).copy(),
         document_starts=None,
@@ -207,23 +290,33 @@ def _padded(group: Sequence[Example], pad_id: int) -> MicroBatch:
 
 
 def _assemble(
-    group: Sequence[Example],
+    batch: Sequence[_Group],
+    grouped: bool,
     *,
     offsets: Sequence[int],
     input_ids: npt.NDArray[Any],
     position_ids: npt.NDArray[Any],
     document_starts: list[int] | None,
 ) -> MicroBatch:
-    supervised = [np.flatnonzero(example.completion_mask[1:]) for example in group]
-    return MicroBatch(
+    examples = [example for group in batch for example in group]
+    supervised = [np.flatnonzero(example.completion_mask[1:]) for example in examples]
+    micro_batch = MicroBatch(
         input_ids=torch.from_numpy(input_ids.astype(np.int64)),
         position_ids=torch.from_numpy(position_ids.astype(np.int64)),
         document_starts=document_starts,
         positions=torch.from_numpy(np.concatenate([p + o for p, o in zip(supervised, offsets, strict=True)])),
         targets=torch.from_numpy(
-            np.concatenate([e.input_ids[p + 1] for e, p in zip(group, supervised, strict=True)]).astype(np.int64)
+            np.concatenate([e.input_ids[p + 1] for e, p in zip(examples, supervised, strict=True)]).astype(np.int64)
         ),
-        sequence_ids=torch.from_numpy(np.repeat(np.arange(len(group)), [len(p) for p in supervised])),
-        example_ids=tuple(example.id for example in group),
-        num_tokens=sum(map(len, group)),
+        sequence_ids=torch.from_numpy(np.repeat(np.arange(len(examples)), [len(p) for p in supervised])),
+        example_ids=tuple(example.id for example in examples),
+        num_tokens=sum(map(len, examples)),
+    )
+    if not grouped:
+        return micro_batch
+    return replace(
+        micro_batch,
+        group_ids=torch.from_numpy(np.repeat(np.arange(len(batch)), [len(group) for group in batch])),
+        is_chosen=torch.tensor([example.is_chosen for example in examples]),
+        group_example_ids=tuple(_name(group) for group in batch),
     )
