@@ -16,6 +16,9 @@ The run's folder (recipe key `output`, default runs/NAME) holds the recipe, a ma
 checkpoints and the final model. Data is prepared first where `dftune prepare` has not done so. Benchmarks listed under
 `evaluate` are run on the final model.
 
+Some objectives need more than the model itself: log-probabilities of the model as it was at the start (computed once
+and kept beside the prepared data), negatives, or an inner loop. docs/training.md says which, and how each is met.
+
 `dftune train --keys` lists every key of a recipe with its meaning.
 """
 
@@ -49,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
     from dftune.data.prepare import prepared  # noqa: PLC0415
     from dftune.train.loop import train  # noqa: PLC0415
+    from dftune.train.needs import check_recipe  # noqa: PLC0415
+
+    check_recipe(recipe)  # what cannot be trained is not worth preparing data for
 
     folder = train(recipe, prepared(recipe), resume=args.resume, overwrite=args.overwrite)
     print(f"model: {folder.model}")

@@ -6,7 +6,7 @@ import base64
 import errno
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dftune.files import read_json, sha256_file, sync, umask_mode, write_json
+from dftune.train.random_state import random_states, restore_random_states
 
 _NAME = re.compile(r"step-(\d+)")
 _MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model", "optimizer.safetensors", "state.json", "manifest.json"
@@ -33,6 +34,7 @@ def save_checkpoint(
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    files: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> Path:
     """Write ``folder/step-N``: under another name first, then renamed, so that it is complete or absent.
 
@@ -43,6 +45,7 @@ def save_checkpoint(
         tokenizer: saved beside it.
         optimizer: its moments are saved by parameter name.
         state: further JSON values; the random state is added.
+        files: further files by name, each with what writes it to a path.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
@@ -52,9 +55,12 @@ def save_checkpoint(
         save_model(aside / _MODEL, model, tokenizer)
         save_file(_moments(model, optimizer), aside / _OPTIMIZER)
         write_json(aside / _STATE, {"step": step, **state, "random": _random_state()})
-        files = sorted(file for file in aside.rglob("*") if file.is_file())
+        for name, write_file in (files or {}).items():
+            write_file(aside / name)
+        written = sorted(file for file in aside.rglob("*") if file.is_file())
         listing = {
-            str(file.relative_to(aside)): {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in files
+            str(file.relative_to(aside)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+            for file in written
         }
         write_json(aside / _MANIFEST, {"format": 1, "step": step, "files": listing})
 
@@ -192,9 +198,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 
 def _random_state() -> dict[str, str]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    states = random_states(_random_device())
     return {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()}
 
 
@@ -202,6 +206,9 @@ def _restore_random_state(saved: dict[str, str]) -> None:
     states = {
         name: torch.frombuffer(bytearray(base64.b64decode(raw)), dtype=torch.uint8) for name, raw in saved.items()
     }
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    device = _random_device()
+    restore_random_states({name: state for name, state in states.items() if name in ("cpu", device.type)}, device)
+
+
+def _random_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

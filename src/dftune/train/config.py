@@ -124,6 +124,11 @@ class TrainConfig(Config):
     """Most tokens in one forward pass. It bounds memory and leaves the gradient as it is."""
     micro_batch_size: Count | None = None
     """Most examples in one forward pass; null leaves it to micro_batch_tokens."""
+    normalization: Literal["global", "micro_batch_mean_sum"] = "global"
+    """global: one division by the units of the step. micro_batch_mean_sum: the gradients of each micro-batch's mean,
+    added up without division, as released code does (docs/training.md); it then depends on the split."""
+    inner_loop: Count = 1
+    """Optimizer steps that share the log-probabilities of the policy at their start, for objectives that need them."""
     packing: bool = True
     """Put the examples of a forward pass end to end, without padding; each attends to itself alone."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import math
-import os
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from dftune.data.batches import Example, MicroBatch, micro_batches, step_indices
-from dftune.data.dataset import PreparedDataset, PreparedSplit
+from dftune.data.batches import Example, MicroBatch, micro_batches
+from dftune.data.dataset import PreparedDataset
 from dftune.data.hub import from_pretrained
 from dftune.data.prompts import PromptFormat, get_format
-from dftune.environment import describe_environment, model_fingerprint, set_threads
+from dftune.environment import describe_environment, set_threads
 from dftune.files import write_json
 from dftune.objectives import get_objective
 from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder
 from dftune.train import checkpoint
+from dftune.train.examples import Schedule, Visited
+from dftune.train.meter import Meter
 from dftune.train.metrics import model_flops_utilisation, peak_memory_bytes, token_metrics, validate
 from dftune.train.model import ScoredModel, check_scoring, load_model
+from dftune.train.needs import check_recipe
 from dftune.train.optim import learning_rate, make_optimizer
-from dftune.train.step import NonFiniteError, StepResult, train_step
+from dftune.train.provide import Provider
+from dftune.train.reference import StoredLogps, reference_logps
+from dftune.train.setup import (
+    base_fingerprint,
+    device_of,
+    objective_row,
+    one_process,
+    precision_of,
+    reference_key,
+    route_of,
+)
+from dftune.train.step import NonFiniteError, Pass, StepResult, train_step
 
 Say = Callable[[str], None]
 
@@ -60,7 +70,8 @@ def train(
         NonFiniteError: the loss or gradient became NaN or infinite; the batch is in ``failed-batch.json``.
         OSError: the disk is full; checkpoints written before are intact.
     """
-    _one_process()
+    one_process()
+    check_recipe(recipe)
     folder = RunFolder(recipe.output)
     with folder.lock():
         folder.start(recipe, resume=resume, overwrite=overwrite)
@@ -79,15 +90,6 @@ def train(
     return folder
 
 
-def _one_process() -> None:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != 1:
-        raise ValueError(
-            f"this version of dftune trains in one process, and WORLD_SIZE is {world}. "
-            "Run `dftune train` without torchrun."
-        )
-
-
 def _try_log_failure(folder: RunFolder, step: int, error: Exception) -> None:
     try:
         folder.log("end", step, status="failed", message=str(error))
@@ -101,21 +103,43 @@ class _Run:
     def __init__(self, recipe: Recipe, data: PreparedDataset, folder: RunFolder, say: Say) -> None:
         self.recipe, self.data, self.folder, self.say = recipe, data, folder, say
         self.counters = Counters()
-        self.device = _device(recipe.train.device)
+        self.device = device_of(recipe.train.device)
         set_threads(recipe.train.threads)
         from transformers import AutoTokenizer  # noqa: PLC0415
 
         self.objective = get_objective(recipe.objective.name, **recipe.objective.options)
+        grouped = "groups" in self.objective.needs
+        self.examples = Visited(data.train, recipe.data, grouped)
+        self.held_out = Visited(data.validation, recipe.data, grouped)
+        self.schedule = Schedule.of(recipe.train, len(self.examples), recipe.seed)
         self.tokenizer = from_pretrained(AutoTokenizer, str(data.tokenizer_folder), None, "data.prepared")
         self.format: PromptFormat = get_format(recipe.data.prompt_format, self.tokenizer)
         self.end_token_id = self.format.end_token_id(self.tokenizer)
-        self.num_total, self.num_steps = _length(recipe, len(data.train))
         model = load_model(recipe.model, self.tokenizer, seed=recipe.seed)
-        self.base_fingerprint = _fingerprint_of_base(recipe)
-        self.model = ScoredModel(model.to(self.device), _precision(recipe.train.precision, self.device))
+        self.base_fingerprint = base_fingerprint(recipe)
+        self.model = ScoredModel(model.to(self.device), precision_of(recipe.train.precision, self.device))
         check_scoring(self.model, vocab_size=len(self.tokenizer))
         self.optimizer = make_optimizer(self.model, recipe.optimizer)
+        self.provider = Provider(
+            self.objective,
+            self.model,
+            self._reference,
+            examples=self.examples,
+            schedule=self.schedule,
+            make_batches=self._batches,
+            inner_loop=recipe.train.inner_loop,
+        )
+        self.how = Pass(
+            self.provider.supply,
+            route=route_of(self.model, self.objective, self.examples.all(), recipe.train.micro_batch_tokens),
+            normalization=recipe.train.normalization,
+        )
         self._prepare_export()
+
+    def _reference(self) -> StoredLogps:
+        examples = self.examples.all() + self.held_out.all()
+        key = reference_key(self.recipe, self.data, self.model, self.format)
+        return reference_logps(self.model, examples, self._batches, self.data.folder / "reference", key, say=self.say)
 
     def _prepare_export(self) -> None:
         """What is saved with the model: the format it was trained with, and the token it ends with."""
@@ -136,19 +160,19 @@ class _Run:
         if not resumed:
             self.folder.write_manifest(self._manifest())
         self.say(self._headline())
-        self.folder.log("start", self.counters.step, num_steps=self.num_steps, resumed=resumed)
+        self.folder.log("start", self.counters.step, num_steps=self.schedule.num_steps, resumed=resumed)
         self.model.train()
         if not resumed:
             self._validate()
         settings = self.recipe.train
-        with Progress(f"train {self.recipe.name}", self.num_steps, done=self.counters.step) as progress:
-            meter = _Meter(self.device)
-            while self.counters.step < self.num_steps:
+        with Progress(f"train {self.recipe.name}", self.schedule.num_steps, done=self.counters.step) as progress:
+            meter = Meter(self.device)
+            while self.counters.step < self.schedule.num_steps:
                 result, batches = self._step()
                 meter.add(batches)
                 step = self.counters.step
-                last = step == self.num_steps
-                if step % settings.log_every == 0 or last:
+                last = step == self.schedule.num_steps
+                if self._is_logged(step):
                     row = self._log_step(result, meter)
                     progress.update(
                         step, f"loss {row['loss']:.4f}  nll {row['nll']:.4f}  {row['tokens_per_s']:,.0f} tokens/s"
@@ -165,23 +189,18 @@ class _Run:
 
     def _step(self) -> tuple[StepResult, list[MicroBatch]]:
         step = self.counters.step
-        settings = self.recipe.train
-        indices = step_indices(
-            step,
-            num_examples=len(self.data.train),
-            batch_size=settings.batch_size,
-            seed=self.recipe.seed,
-            num_total=self.num_total,
-        )
-        batches = self._batches(_examples(self.data.train, indices))
+        self.provider.begin(step)
+        batches = self._batches(self.examples.of(self.schedule.visits(step)))
+        logged = self._is_logged(step + 1)
         try:
             result = train_step(
                 self.model,
                 self.optimizer,
                 self.objective,
                 batches,
-                lr=learning_rate(step, self.num_steps, self.recipe.optimizer),
+                lr=learning_rate(step, self.schedule.num_steps, self.recipe.optimizer),
                 max_grad_norm=self.recipe.optimizer.max_grad_norm,
+                how=replace(self.how, stats=frozenset({"top1_hit"}) if logged else frozenset()),
             )
         except NonFiniteError as error:
             raise self._not_finite(error, batches) from None
@@ -190,7 +209,10 @@ class _Run:
         self.counters.supervised_tokens += len(result.targets)
         return result, batches
 
-    def _batches(self, examples: list[Example]) -> list[MicroBatch]:
+    def _is_logged(self, step: int) -> bool:
+        return step % self.recipe.train.log_every == 0 or step == self.schedule.num_steps
+
+    def _batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
         settings = self.recipe.train
         pad = self.tokenizer.pad_token_id
         batches = micro_batches(
@@ -202,15 +224,15 @@ class _Run:
         )
         return [batch.to(self.device) for batch in batches]
 
-    def _log_step(self, result: StepResult, meter: _Meter) -> dict[str, Any]:
-        step, settings = self.counters.step, self.recipe.train
+    def _log_step(self, result: StepResult, meter: Meter) -> dict[str, Any]:
+        step = self.counters.step
         speed, padding = meter.read()
         row: dict[str, Any] = {
             "loss": result.loss.item(),
             **token_metrics(result, self.end_token_id),
             "grad_norm": result.grad_norm.item(),
-            "lr": learning_rate(step - 1, self.num_steps, self.recipe.optimizer),
-            "epoch": min(step * settings.batch_size, self.num_total) / len(self.data.train),
+            "lr": learning_rate(step - 1, self.schedule.num_steps, self.recipe.optimizer),
+            "epoch": self.schedule.epoch(step),
             "tokens": self.counters.tokens,
             "supervised_tokens": self.counters.supervised_tokens,
             "tokens_per_s": speed,
@@ -224,11 +246,10 @@ class _Run:
         return row
 
     def _validate(self) -> None:
-        num_held_out = len(self.data.validation)
-        if num_held_out == 0:
+        if len(self.held_out) == 0:
             return
-        batches = self._batches(_examples(self.data.validation, range(num_held_out)))
-        row = validate(self.model, self.objective, batches, self.end_token_id)
+        batches = self._batches(self.held_out.of((0, index) for index in range(len(self.held_out))))
+        row = validate(self.model, self.objective, batches, self.end_token_id, self.how.supply)
         self.folder.log("validation", self.counters.step, **row)
         self.say(f"step {self.counters.step}: held-out nll {row['nll']:.4f} over {row['num_tokens']:,} tokens")
 
@@ -241,25 +262,28 @@ class _Run:
             tokenizer=self.tokenizer,
             optimizer=self.optimizer,
             state={"counters": asdict(self.counters)},
+            files=self.provider.files(),
         )
         self.folder.log("checkpoint", step, path=str(path.relative_to(self.folder.path)))
         checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
 
     def _resume(self) -> bool:
+        self.provider.check_same(self.folder.path / "manifest.json")
         newest = checkpoint.newest_intact(self.folder.checkpoints, self.say)
         if newest is None:
             self.say(f"{self.folder.path} holds no checkpoint to resume from; starting from the first step.")
             return False
         state = checkpoint.load_checkpoint(newest, model=self.model.model, optimizer=self.optimizer)
         self.counters = Counters(**state["counters"])
-        self.say(f"resumed from {newest} at step {self.counters.step} of {self.num_steps}")
+        self.provider.restore(newest)
+        self.say(f"resumed from {newest} at step {self.counters.step} of {self.schedule.num_steps}")
         return True
 
     def _not_finite(self, error: NonFiniteError, batches: list[MicroBatch]) -> NonFiniteError:
         step = self.counters.step
         path = self.folder.path / "failed-batch.json"
         ids = [example for batch in batches for example in batch.example_ids]
-        lr = learning_rate(step, self.num_steps, self.recipe.optimizer)
+        lr = learning_rate(step, self.schedule.num_steps, self.recipe.optimizer)
         write_json(path, {"step": step + 1, "error": str(error), "lr": lr, "example_ids": ids})
         return NonFiniteError(
             f"step {step + 1}: {error}. The weights before this step are finite and nothing was saved after it; the "
@@ -268,95 +292,37 @@ class _Run:
         )
 
     def _manifest(self) -> dict[str, Any]:
-        manifest = self.data.manifest
+        reference = self.provider.reference
         return {
             "name": self.recipe.name,
             "kind": "train",
             **describe_environment(str(self.device)),
             "seed": self.recipe.seed,
-            "objective": {
-                "name": self.objective.name,
-                "options": dict(self.objective.options),
-                "unit": self.objective.unit,
-            },
+            "objective": objective_row(self.objective),
             "model": {
                 "path": self.recipe.model.path,
-                "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                "num_parameters": self.num_parameters,
                 "fingerprint": self.base_fingerprint,
             },
-            "data": manifest,
-            "tokenizer_fingerprint": manifest["tokenizer_fingerprint"],
+            "data": self.data.manifest,
+            "tokenizer_fingerprint": self.data.manifest["tokenizer_fingerprint"],
             "prompt_format": {"name": self.format.name, "fingerprint": self.format.fingerprint},
-            "scorer": "plain",
+            "reference": None if reference is None else reference.fingerprint,
+            "scorer": self.how.route,
             "precision": str(self.model.precision).removeprefix("torch."),
         }
 
     def _headline(self) -> str:
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        per_epoch = len(self.data.train)
+        num_steps = self.schedule.num_steps
         return (
-            f"{self.recipe.name}: {self.objective.name}, {parameters / 1e6:.2f} M parameters, {per_epoch:,} examples, "
-            f"{self.num_steps:,} steps of {self.recipe.train.batch_size} ({self.num_total / per_epoch:.2f} epochs), "
-            f"{self.device}, {str(self.model.precision).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
-            "plain scorer"
+            f"{self.recipe.name}: {self.objective.name}, {self.num_parameters / 1e6:.2f} M parameters, "
+            f"{len(self.examples):,} examples, {num_steps:,} steps of {self.recipe.train.batch_size} "
+            f"({self.schedule.epoch(num_steps):.2f} epochs), {self.device}, "
+            f"{str(self.model.precision).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
+            f"{self.how.route} scorer"
         )
 
-
-class _Meter:
-    """Tokens a second and the share of padding since the last reading."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was counted, after a pause that is not training."""
-        self.tokens, self.padding, self.since = 0, 0, time.perf_counter()
-
-    def add(self, batches: list[MicroBatch]) -> None:
-        """Count a step."""
-        self.tokens += sum(batch.num_tokens for batch in batches)
-        self.padding += sum(batch.num_padding for batch in batches)
-
-    def read(self) -> tuple[float, float]:
-        """Tokens a second, padding share; counting starts again."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - self.since
-        found = self.tokens / max(seconds, 1e-9), self.padding / max(1, self.tokens + self.padding)
-        self.restart()
-        return found
-
-
-def _examples(split: PreparedSplit, indices: Iterable[int]) -> list[Example]:
-    bounds = ((index, slice(split.offsets[index], split.offsets[index + 1])) for index in indices)
-    return [Example(split.ids[index], split.tokens[span], split.mask[span]) for index, span in bounds]
-
-
-def _length(recipe: Recipe, num_examples: int) -> tuple[int, int]:
-    """Examples and steps of the whole run."""
-    settings = recipe.train
-    if settings.steps is not None:
-        return settings.steps * settings.batch_size, settings.steps
-    assert settings.epochs is not None
-    num_total = max(1, round(settings.epochs * num_examples))
-    return num_total, math.ceil(num_total / settings.batch_size)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device is cuda, and torch sees no CUDA device. `dftune doctor` shows what it sees.")
-    return torch.device(name)
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if name == "bf16" else torch.float32
-
-
-def _fingerprint_of_base(recipe: Recipe) -> str | None:
-    path = recipe.model.path
-    return model_fingerprint(Path(path)) if path is not None and Path(path).is_dir() else None
+    @property
+    def num_parameters(self) -> int:
+        """Of the model, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())

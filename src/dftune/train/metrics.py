@@ -5,15 +5,17 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dftune.data.batches import MicroBatch
 from dftune.objectives import Objective
 from dftune.train.model import ScoredModel
-from dftune.train.step import StepResult, objective_of
+from dftune.train.step import StepResult, evaluate
+from dftune.train.supply import NOTHING, Supply
+from dftune.train.tokens import join
 
 HISTOGRAM_BINS = 50
 
@@ -46,46 +48,58 @@ def token_metrics(result: StepResult, end_token_id: int) -> dict[str, float | No
         "weight_mean": weights.mean().item(),
         "ess": (weights.sum().square() / (len(weights) * squares)).item() if squares > 0 else 0.0,
         "p_eot": ends.mean().item() if len(ends) else None,
+        **({} if result.top1_hit is None else {"top1": result.top1_hit.mean().item()}),
         **{name: value.item() for name, value in result.metrics.items()},
     }
 
 
 @torch.no_grad()
 def validate(
-    model: ScoredModel, objective: Objective, batches: Iterable[MicroBatch], end_token_id: int
+    model: ScoredModel,
+    objective: Objective,
+    batches: Iterable[MicroBatch],
+    end_token_id: int,
+    supply: Supply = NOTHING,
 ) -> dict[str, Any]:
     """Score held-out examples: NLL, the objective's loss and the histogram of token probabilities.
 
+    The objective sees all held-out examples as one batch, so that its loss does not depend on how they are split.
+
     Args:
         model: left in the mode it came in.
-        objective: its loss is reported beside the NLL.
+        objective: its loss is reported beside the NLL; what it would keep by example is forgotten.
         batches: micro-batches of the held-out examples, on the model's device.
         end_token_id: the end-of-turn token.
+        supply: what the objective is given; the policy itself stands for the old policy.
 
     Returns:
         The ``validation`` row of events.jsonl, without kind, step and time.
     """
     was_training = model.training
     model.eval()
-    logps, targets = [], []
-    total, num_units, num_examples = 0.0, 0, 0
+    supply = replace(supply, old_logps=None)
+    found, parts, targets, num_units = [], [], [], 0
     for batch in batches:
-        found: Tensor = model(batch)
-        total += objective_of(objective, batch, found).total.item()
-        num_units += batch.num_units(objective.unit)
-        num_examples += batch.num_sequences
-        logps.append(found)
+        stats, tokens = supply.score(model, objective, batch, stats=frozenset({"entropy", "top1_hit"}))
+        found.append(stats)
+        parts.append(tokens)
         targets.append(batch.targets)
+        num_units += batch.num_units(objective.unit)
     model.train(was_training)
-    all_logps, all_targets = torch.cat(logps), torch.cat(targets)
-    p = all_logps.exp()
-    ends = p[all_targets == end_token_id]
+    tokens = join(parts)
+    total = evaluate(objective, tokens, supply).total.item()
+    if supply.state is not None:
+        supply.state.discard()
+    p = tokens.logps.exp()
+    ends = p[torch.cat(targets) == end_token_id]
     return {
-        "num_examples": num_examples,
+        "num_examples": tokens.num_sequences,
         "num_tokens": len(p),
-        "nll": -all_logps.double().mean().item(),
+        "nll": -tokens.logps.double().mean().item(),
         "p_mean": p.double().mean().item(),
         "p_eot": ends.mean().item() if len(ends) else None,
+        "entropy": torch.cat([stats.entropy for stats in found if stats.entropy is not None]).mean().item(),
+        "top1": torch.cat([stats.top1_hit for stats in found if stats.top1_hit is not None]).mean().item(),
         "loss": total / num_units,
         "p_histogram": p.float().cpu().histc(HISTOGRAM_BINS, 0.0, 1.0).long().tolist(),
     }

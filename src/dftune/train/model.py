@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,12 +13,12 @@ from torch import Tensor, nn
 from dftune.data.batches import MicroBatch
 from dftune.data.hub import from_pretrained
 from dftune.ops import attention
-from dftune.ops.token_logps import token_logps
 from dftune.train.config import ModelConfig, ScratchConfig
+from dftune.train.score import Scorer
 
 
 class ScoredModel(nn.Module):
-    """A causal language model whose forward returns the log-probabilities of the supervised tokens.
+    """A causal language model whose forward returns statistics of the supervised tokens in place of logits.
 
     The head is applied inside this module's forward, so that hooks of a sharding wrapper run, and only at
     supervised positions, so that the (tokens, vocab) logits of prompts and padding are never made.
@@ -27,9 +29,9 @@ class ScoredModel(nn.Module):
         self.model = model
         self.precision = precision
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """Log-probabilities of ``batch.targets``: (tokens,) float32."""
-        return self.score(self.hidden(batch), batch.targets)
+    def forward(self, batch: MicroBatch, score: Callable[[Scorer], Any] = Scorer.logps) -> Any:
+        """What ``score`` makes of the head over the supervised tokens; by default their log-probabilities."""
+        return score(self._scorer(self.hidden(batch), batch.targets))
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Last hidden states at the supervised positions: (tokens, hidden)."""
@@ -52,19 +54,19 @@ class ScoredModel(nn.Module):
         states: Tensor = output.last_hidden_state
         return states.flatten(0, 1)[batch.positions]
 
-    def score(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Log-probabilities of ``targets`` (tokens,) given ``hidden`` (tokens, hidden)."""
+    def _scorer(self, hidden: Tensor, targets: Tensor) -> Scorer:
         head = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
         scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
         scaling = getattr(config, "logits_scaling", None)
-        return token_logps(
+        return Scorer(
             hidden,
-            head.weight,
             targets,
+            head.weight,
             bias=getattr(head, "bias", None),
             softcap=getattr(config, "final_logit_softcapping", None),
             logit_scale=1 / scaling if scaling is not None else scale,
+            operand_dtype=None if self.precision == torch.float32 else self.precision,
         )
 
 
@@ -128,6 +130,11 @@ def _new_model(config: ScratchConfig, tokenizer: Any, implementation: str) -> An
         ),
         attn_implementation=implementation,
     )
+
+
+def frozen_copy(scored: ScoredModel) -> ScoredModel:
+    """The model as it is now, for comparison: no gradients, no dropout."""
+    return copy.deepcopy(scored).requires_grad_(False).eval()
 
 
 @torch.no_grad()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dftune.data.batches import MicroBatch
 from dftune.objectives import LossSum, Objective, TokenBatch
+from dftune.ops.token_logps import TokenStats
 from dftune.train.model import ScoredModel
+from dftune.train.random_state import random_states, restore_random_states
+from dftune.train.supply import NOTHING, Supply
+from dftune.train.tokens import DIFFERENTIABLE, STATISTICS, boundaries, cut, fill, join
+
+Normalization = Literal["global", "micro_batch_mean_sum"]
 
 
 class NonFiniteError(ArithmeticError):
@@ -29,6 +36,7 @@ class StepResult:
         targets: (tokens,) the tokens.
         metrics: the objective's own, as means over units.
         num_units: what the loss was divided by.
+        top1_hit: (tokens,) whether the target was the likeliest token; None where it was not asked for.
     """
 
     loss: Tensor
@@ -38,51 +46,166 @@ class StepResult:
     targets: Tensor
     metrics: dict[str, Tensor]
     num_units: int
+    top1_hit: Tensor | None = None
 
 
-def objective_of(objective: Objective, batch: MicroBatch, logps: Tensor) -> LossSum:
-    """The objective's sum over a micro-batch, given its log-probabilities (tokens,)."""
-    return objective(TokenBatch(logps=logps, sequence_ids=batch.sequence_ids, num_sequences=batch.num_sequences))
+@dataclass(frozen=True)
+class Pass:
+    """What is asked of the engine beside the objective and its batches.
+
+    Attributes:
+        supply: what the objective is given beside the model's own statistics.
+        stats: statistics wanted for the log.
+        route: of the scorer.
+        normalization: ``global`` divides by the units of the whole step; ``micro_batch_mean_sum`` divides each
+            micro-batch's gradient by its own units and adds these means up.
+    """
+
+    supply: Supply = NOTHING
+    stats: frozenset[str] = frozenset()
+    route: str = "auto"
+    normalization: Normalization = "global"
 
 
-def accumulate_gradient(model: ScoredModel, objective: Objective, batches: Sequence[MicroBatch]) -> StepResult:
+@dataclass(frozen=True)
+class _Scored:
+    """A micro-batch whose gradient has been added; sums are not divided yet."""
+
+    total: Tensor
+    found: TokenStats
+    slopes: Tensor
+    metrics: dict[str, Tensor]
+
+
+def accumulate_gradient(
+    model: ScoredModel, objective: Objective, batches: Sequence[MicroBatch], how: Pass = Pass()
+) -> StepResult:
     """Add the gradient of the step's loss to the parameters.
 
         loss = (1 / U) sum_micro-batches objective(micro-batch),   U = units over all micro-batches
 
-    The objective's gradient with respect to log p is taken first, on the small (tokens,) vector, and then sent back
-    through the model. It is minus the weight that the objective gives each token, which is logged.
+    An objective that adds up over parts of a micro-batch is evaluated where its tokens are scored. One that does not,
+    or that compares whole rows with the reference's, is evaluated first, on the small vectors of log-probabilities
+    (and entropies and divergences); the gradient with respect to these is then sent back through the model. Either
+    way its derivative by log p is minus the weight that it gives each token, which is logged.
 
     Args:
         model: forward gives log-probabilities.
         objective: the loss.
         batches: the micro-batches of one optimizer step.
-
-    Raises:
-        NonFiniteError: a micro-batch's loss is NaN or infinite; names its examples.
+        how: inputs, statistics and route.
     """
-    num_units = sum(batch.num_units(objective.unit) for batch in batches)
-    totals, all_logps, all_weights = [], [], []
+    units = [batch.num_units(objective.unit) for batch in batches]
+    divisors = units if how.normalization == "micro_batch_mean_sum" else [sum(units)] * len(units)
+    scored: list[_Scored] = []
+    if objective.separable == "batch":
+        scored += _together(model, objective, batches, divisors[0], how)
+    else:
+        for batch, divisor in zip(batches, divisors, strict=True):
+            if "ref_kl" in objective.needs:
+                scored += _together(model, objective, [batch], divisor, how)
+            else:
+                scored.append(_in_parts(model, objective, batch, divisor, how))
+    return _result(scored, batches, sum(units))
+
+
+def _in_parts(model: ScoredModel, objective: Objective, batch: MicroBatch, divisor: int, how: Pass) -> _Scored:
+    """A micro-batch whose objective adds up over its parts; the scorer decides which."""
+    needs = frozenset[str](objective.needs)
+    frame, edges = how.supply.frame(objective, batch), boundaries(batch, objective.separable)
     metrics: dict[str, Tensor] = {}
-    for batch in batches:
-        logps = model(batch)
-        leaf = logps.detach().requires_grad_()
-        loss = objective_of(objective, batch, leaf)
-        (gradient,) = torch.autograd.grad(loss.total, leaf)
-        logps.backward(gradient / num_units)
-        totals.append(loss.total.detach())
-        all_logps.append(leaf.detach())
-        all_weights.append(-gradient)
+
+    def of_part(found: TokenStats, rows: slice) -> Tensor:
+        loss = evaluate(objective, fill(cut(frame, rows), found, needs), how.supply)
         for name, value in loss.metrics.items():
-            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value.detach() / num_units
+            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value.detach()
+        return loss.total / divisor
+
+    names = how.stats | (STATISTICS & needs)
+    mean, found, slopes = model(
+        batch, lambda scorer: scorer.objective(of_part, boundaries=edges, names=names, route=how.route)
+    )
+    mean.backward()
+    return _Scored(mean.detach() * divisor, found, slopes * divisor, metrics)
+
+
+def _together(
+    model: ScoredModel, objective: Objective, batches: Sequence[MicroBatch], divisor: int, how: Pass
+) -> Iterator[_Scored]:
+    """Micro-batches that the objective sees as one.
+
+    All but a single one are scored twice: without gradient for the objective's sake, and again to be differentiated.
+    Random numbers are drawn anew from the same state, so that dropout drops the same.
+    """
+    twice = len(batches) > 1
+    device = batches[0].targets.device
+    states, outputs = [], []
+    for batch in batches:
+        states.append(random_states(device))
+        with torch.set_grad_enabled(not twice):
+            route = "auto" if twice else how.route
+            outputs.append(how.supply.score(model, objective, batch, stats=how.stats, route=route))
+    found, parts = zip(*outputs, strict=True)
+    total, metrics, gradients = _differentiate(objective, join(parts), how.supply)
+    start = 0
+    for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
+        if twice:
+            restore_random_states(state, device)
+            _, tokens = how.supply.score(model, objective, batch, route=how.route)
+        else:
+            tokens = parts[index]
+        rows = slice(start, start := start + len(batch.targets))
+        _send_back(tokens, {name: value[rows] for name, value in gradients.items()}, divisor)
+        own = (total, metrics) if index == 0 else (torch.zeros_like(total), {})
+        yield _Scored(own[0], found[index].detach(), gradients["logps"][rows], own[1])
+
+
+def _differentiate(
+    objective: Objective, tokens: TokenBatch, supply: Supply
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The objective's total, its metrics, and its derivatives by the fields that have one, each (tokens,)."""
+    given = {name: value for name in DIFFERENTIABLE if (value := getattr(tokens, name)) is not None}
+    leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
+    loss = evaluate(objective, replace(tokens, **leaves), supply)
+    found = torch.autograd.grad(loss.total, list(leaves.values()), allow_unused=True)
+    gradients = {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }
+    metrics = {name: value.detach() for name, value in loss.metrics.items()}
+    return loss.total.detach(), metrics, gradients
+
+
+def _send_back(tokens: TokenBatch, gradients: dict[str, Tensor], divisor: int) -> None:
+    outputs = [getattr(tokens, name) for name in gradients]
+    pairs = [
+        (output, gradient / divisor)
+        for output, gradient in zip(outputs, gradients.values(), strict=True)
+        if output.requires_grad
+    ]
+    torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def evaluate(objective: Objective, tokens: TokenBatch, supply: Supply) -> LossSum:
+    """The objective's sum over some tokens, with its state where it keeps one."""
+    return objective(tokens, state=supply.state) if objective.stateful else objective(tokens)
+
+
+def _result(scored: Sequence[_Scored], batches: Sequence[MicroBatch], num_units: int) -> StepResult:
+    metrics: dict[str, Tensor] = {}
+    for part in scored:
+        for name, value in part.metrics.items():
+            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / num_units
+    hits = [part.found.top1_hit for part in scored]
     return StepResult(
-        loss=torch.stack(totals).sum() / num_units,
+        loss=torch.stack([part.total for part in scored]).sum() / num_units,
         grad_norm=torch.zeros(()),
-        logps=torch.cat(all_logps),
-        weights=torch.cat(all_weights),
+        logps=torch.cat([part.found.logps for part in scored]),
+        weights=-torch.cat([part.slopes for part in scored]),
         targets=torch.cat([batch.targets for batch in batches]),
         metrics=metrics,
         num_units=num_units,
+        top1_hit=None if any(hit is None for hit in hits) else torch.cat([hit for hit in hits if hit is not None]),
     )
 
 
@@ -94,6 +217,7 @@ def train_step(
     *,
     lr: float,
     max_grad_norm: float | None,
+    how: Pass = Pass(),
 ) -> StepResult:
     """One optimizer step.
 
@@ -104,20 +228,29 @@ def train_step(
         batches: the step's micro-batches.
         lr: learning rate of this step.
         max_grad_norm: clip the gradient to this global L2 norm; None does not.
+        how: inputs, statistics and route; its state is committed when the weights have moved.
 
     Raises:
         NonFiniteError: the loss or the gradient is NaN or infinite; no weight has changed.
     """
     optimizer.zero_grad(set_to_none=True)
-    result = accumulate_gradient(model, objective, batches)
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm(gradients)
-    if not torch.isfinite(result.loss + grad_norm):
-        raise NonFiniteError(f"loss {result.loss.item():g}, gradient norm {grad_norm.item():g}")
+    state = how.supply.state
+    try:
+        result = accumulate_gradient(model, objective, batches, how)
+        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(result.loss + grad_norm):
+            raise NonFiniteError(f"loss {result.loss.item():g}, gradient norm {grad_norm.item():g}")
+    except BaseException:
+        if state is not None:
+            state.discard()
+        raise
     if max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
-    return StepResult(**{**result.__dict__, "grad_norm": grad_norm})
+    if state is not None:
+        state.commit()
+    return replace(result, grad_norm=grad_norm)

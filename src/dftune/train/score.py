@@ -1,0 +1,109 @@
+"""The head over the supervised tokens of a forward pass: what can be asked of it, and by which route it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dftune.ops.one_pass import ChunkObjective
+from dftune.ops.route import default_budget
+from dftune.ops.token_logps import HeadArguments, TokenStats, token_objective, token_stats
+
+_ROW_TENSORS = 8
+"""(rows, vocab) float32 tensors alive at once while the divergence of a block of rows is differentiated."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The head of a model and the hidden states it is applied to, inside the model's forward.
+
+    Attributes:
+        hidden: (tokens, hidden) at the supervised positions.
+        targets: (tokens,) the tokens to be predicted there.
+        weight: (vocab, hidden).
+        bias: (vocab,) or None.
+        softcap: bound of the logits.
+        logit_scale: multiplies the logits.
+        operand_dtype: what the matrix products read.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    logit_scale: float | None = None
+    operand_dtype: torch.dtype | None = None
+
+    def logps(self) -> Tensor:
+        """Log-probabilities of the targets: (tokens,) float32."""
+        return self.stats().logps
+
+    def stats(self, names: frozenset[str] = frozenset(), *, route: str = "auto") -> TokenStats:
+        """Log-probabilities of the targets and the named statistics of their rows."""
+        return token_stats(self.hidden, self.weight, self.targets, stats=names, **self._head(route))
+
+    def objective(
+        self,
+        fn: ChunkObjective,
+        *,
+        boundaries: Sequence[int] | None,
+        names: frozenset[str] = frozenset(),
+        route: str = "auto",
+    ) -> tuple[Tensor, TokenStats, Tensor]:
+        """The sum of an objective that adds up, its statistics, and its derivative by each log-probability."""
+        return token_objective(
+            self.hidden, self.weight, self.targets, fn, boundaries=boundaries, stats=names, **self._head(route)
+        )
+
+    def _head(self, route: str) -> HeadArguments:
+        return {
+            "bias": self.bias,
+            "softcap": self.softcap,
+            "logit_scale": self.logit_scale,
+            "operand_dtype": self.operand_dtype,
+            "route": route,
+        }
+
+    def kl_from(self, reference: Scorer, *, budget_bytes: int | None = None) -> Tensor:
+        """KL(reference || model) over the whole vocabulary, in nats: (tokens,) float32, differentiable in the model.
+
+            KL_t = sum_v q_tv (log q_tv - log p_tv)
+
+        Both models' logits are made for a block of rows at a time, and made again in the backward.
+
+        Args:
+            reference: the frozen model's head, over the same tokens.
+            budget_bytes: bounds a block; None is the scorer's own.
+        """
+        budget = default_budget(self.hidden.device) if budget_bytes is None else budget_bytes
+        rows = max(1, budget // (4 * _ROW_TENSORS * self.weight.shape[0]))
+        blocks = [
+            checkpoint(_kl, self, hidden, reference, other, use_reentrant=False, preserve_rng_state=False)
+            for hidden, other in zip(torch.split(self.hidden, rows), torch.split(reference.hidden, rows), strict=True)
+        ]
+        return torch.cat(blocks)
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities of the whole vocabulary for a block of rows: (rows, vocab) float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            operand = self.operand_dtype or hidden.dtype
+            logits = hidden.to(operand).float() @ self.weight.to(operand).float().T
+            if self.bias is not None:
+                logits = logits + self.bias.float()
+            if self.logit_scale is not None:
+                logits = logits * self.logit_scale
+            if self.softcap is not None:
+                logits = torch.tanh(logits / self.softcap) * self.softcap
+            return logits.log_softmax(1)
+
+
+def _kl(model: Scorer, hidden: Tensor, reference: Scorer, other: Tensor) -> Tensor:
+    with torch.no_grad():
+        log_q = reference.log_probs(other)
+        q = log_q.exp()
+    return (q * (log_q - model.log_probs(hidden))).sum(1)
