@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from dftune.data import examples
+from dftune.data import examples, negatives
 from dftune.data.prompts import FORMATS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -19,6 +19,14 @@ def test_the_page_shows_every_prompt_format_letter_for_letter():
 
 def test_the_page_explains_every_reason_for_which_a_row_is_dropped():
     reasons = {value for name, value in vars(examples).items() if name.isupper() and isinstance(value, str)}
-    assert len(reasons) == 9
+    assert len(reasons) == 11
     for reason in reasons:
         assert f"`{reason}`" in PAGE
+
+
+def test_the_page_explains_every_reason_for_which_a_negative_is_dropped():
+    reasons = {value for name, value in vars(negatives).items() if name.isupper() and isinstance(value, str)}
+    assert len(reasons) == 8
+    section = PAGE.partition("## Negatives")[2].partition("\n## ")[0]
+    for reason in reasons:
+        assert f"`{reason}`" in section

@@ -122,10 +122,11 @@ def test_a_line_that_is_no_object_and_a_later_row_without_a_column_are_errors(tm
         rows_of(path)
 
 
-def test_whole_conversations_are_refused_with_what_to_write_instead(write_rows):
+def test_conversations_in_no_named_column_are_refused_with_what_can_be_read(write_rows):
     path = write_rows([{"messages": [{"role": "user", "content": "hello"}]}])
     with pytest.raises(
-        ValueError, match=r"Whole conversations are not read: .* two text columns, problem and solution"
+        ValueError,
+        match=r"set data\.columns\.problem and data\.columns\.solution to it\. Other conversations .* two text columns",
     ):
         rows_of(path)
 
@@ -232,3 +233,42 @@ def test_an_unreachable_hub_is_said_at_once_with_how_to_supply_a_copy():
 )
 def test_a_name_that_does_not_exist_is_taken_for_what_it_looks_like(name, is_path):
     assert looks_like_path(name) is is_path
+
+
+def with_negatives(rows: list[dict]) -> list[dict]:
+    """Real rows with generated_0, generated_1 and generated_10, and a column whose name only looks like one."""
+    return [
+        {**row, **{f"generated_{k}": f"{row['id']} {k}" for k in (10, 0, 1)}, "generated_by": "a model"} for row in rows
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_gives_the_numbered_columns_of_negatives(kind, tmp_path, stories):
+    path = write_as(kind, tmp_path, with_negatives(stories))
+    found = rows_of(path, columns={"negatives": "generated_"})
+    for row, story in zip(found, stories, strict=True):
+        assert [row[f"generated_{k}"] for k in (0, 1, 10)] == [f"{story['id']} {k}" for k in (0, 1, 10)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_missing_negatives_name_what_was_found_and_the_setting_to_use(kind, tmp_path, stories):
+    path = write_as(kind, tmp_path, with_negatives(stories))
+    with pytest.raises(
+        ValueError,
+        match=r"no column 'rejected', nor one of that name with a number after it; found: .*generated_10"
+        r".*Set data\.columns\.negatives=generated_, if those are the negatives",
+    ):
+        rows_of(path, columns={"negatives": "rejected"})
+
+
+def test_a_row_of_jsonl_without_any_negative_column_is_an_error_with_its_line(write_rows):
+    rows = [{"problem": "a", "solution": "b", "generated_3": "c"}, {"problem": "a", "solution": "b"}]
+    with pytest.raises(ValueError, match="line 2: no column 'generated_'"):
+        rows_of(write_rows(rows), columns={"negatives": "generated_"})
+
+
+def test_only_the_named_columns_and_the_negatives_of_a_table_are_read(tmp_path, stories):
+    path = write_as("parquet", tmp_path, with_negatives(stories))
+    assert rows_of(path)[0] == stories[0]
+    found = rows_of(path, columns={"negatives": "generated_"})[0]
+    assert found.keys() - stories[0].keys() == {"generated_0", "generated_1", "generated_10"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dftune.config import Config
 
@@ -17,6 +17,9 @@ class ColumnsConfig(Config):
     """The question. Required."""
     solution: str = "solution"
     """The completion to train on. Required."""
+    negatives: str | None = None
+    """Completions to hold against the solution: a column of text or of lists of it (rejected), or what comes before
+    the number in the names of several (generated_ for generated_0, generated_1, ...). Required where given."""
     answer: str = "answer"
     """The reference answer; taken from the solution (its last box, or what follows ####) where absent."""
     source: str = "source"
@@ -44,6 +47,11 @@ class DataConfig(Config):
     """Keep the first so many rows that pass the other filters."""
     require_answer: bool = False
     """Drop rows without an answer, neither in the column nor in the solution."""
+    num_negatives: Annotated[int, Field(ge=1)] | None = None
+    """Negatives a row and epoch; all by default. A row that has fewer gives what it has."""
+    rotate_negatives: bool = False
+    """Take the next num_negatives in every epoch, from the first again after the last; otherwise the first ones in
+    every epoch."""
     prompt_format: str = "chat"
     """chat (the tokenizer's own template), plain, qwen-boxed, qwen25-math-cot, deepseek-math, cot, metamath, numina,
     r1-zero: see docs/data.md."""
@@ -55,3 +63,11 @@ class DataConfig(Config):
     """Rows held out, chosen by a hash of their ids, so that the choice does not depend on order or seed."""
     prepared: Path
     """Folder for the prepared dataset."""
+
+    @model_validator(mode="after")
+    def _negatives_are_there(self) -> DataConfig:
+        if self.num_negatives is not None and self.columns.negatives is None:
+            raise ValueError("num_negatives says how many are used; columns.negatives must say where they are")
+        if self.rotate_negatives and self.num_negatives is None:
+            raise ValueError("rotate_negatives needs num_negatives: by default every epoch uses all")
+        return self

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from dftune.data.negatives import negative_id
 from dftune.files import read_json
 
 if TYPE_CHECKING:
+    from dftune.data.batches import Example
     from dftune.recipe import Recipe
 
 MANIFEST_NAME = "manifest.json"
@@ -38,14 +40,29 @@ class Counts(TypedDict):
     dropped: dict[str, Dropped]
 
 
-class Manifest(TypedDict):
+class NegativeCounts(TypedDict):
+    """What became of every negative read: ``read`` = ``kept`` + the sum of ``dropped``."""
+
+    read: int
+    kept: int
+    per_row: dict[str, int]
+    """min and max of the negatives kept in a row."""
+    dropped: dict[str, Dropped]
+
+
+class _WithNegatives(TypedDict, total=False):
+    negatives: NegativeCounts
+    """Only where ``data.columns.negatives`` is set."""
+
+
+class Manifest(_WithNegatives):
     """What a prepared dataset holds and what it was made from (``manifest.json``)."""
 
     kind: Literal["prepared"]
     fingerprint: str
     """Changes with anything that decides the content: data settings, prompt format, tokenizer, rows."""
     settings: dict[str, Any]
-    """The ``data`` section of the recipe, without ``prepared``."""
+    """The ``data`` section of the recipe, without what does not decide the content."""
     tokenizer: dict[str, Any]
     """Where the tokenizer came from: ``{"path", "revision"}`` or ``{"scratch": {"vocab_size"}}``."""
     tokenizer_fingerprint: str
@@ -56,8 +73,26 @@ class Manifest(TypedDict):
     num_train: int
     num_validation: int
     tokens: dict[str, dict[str, float]]
-    """min, mean, median, p95, max and sum of ``prompt``, ``completion`` and ``total``, over both splits."""
+    """min, mean, median, p95, max and sum of ``prompt``, ``completion``, ``total`` and, where there are any,
+    ``negative``, over both splits."""
     versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The negatives of one split, end to end.
+
+    Attributes:
+        numbers: (negatives,) int64, the number of each within its row, part of its id.
+        tokens: (tokens,) int32, their completions, each with its end token.
+        offsets: (negatives + 1,) int64; negative ``j`` is ``tokens[offsets[j]:offsets[j + 1]]``.
+        starts: (examples + 1,) int64; example ``i`` has the negatives ``starts[i]`` to ``starts[i + 1] - 1``.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -69,12 +104,14 @@ class PreparedSplit:
         tokens: (tokens,) int32, prompt and completion of all examples.
         mask: (tokens,) bool, True on completion tokens, the end token included.
         offsets: (examples + 1,) int64; example ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``.
+        negatives: None where the dataset was prepared without.
     """
 
     ids: tuple[str, ...]
     tokens: npt.NDArray[np.int32]
     mask: npt.NDArray[np.bool_]
     offsets: npt.NDArray[np.int64]
+    negatives: Negatives | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,6 +120,60 @@ class PreparedSplit:
     def lengths(self) -> npt.NDArray[np.int64]:
         """(examples,) int64, tokens in prompt and completion."""
         return np.diff(self.offsets)
+
+    def example(self, index: int) -> Example:
+        """One example by itself, without its negatives."""
+        from dftune.data.batches import Example  # noqa: PLC0415
+
+        span = slice(self.offsets[index], self.offsets[index + 1])
+        return Example(self.ids[index], self.tokens[span], self.mask[span])
+
+    def group(
+        self, index: int, *, epoch: int = 0, num_negatives: int | None = None, rotate: bool = False
+    ) -> list[Example]:
+        """One example and its negatives, the example first.
+
+        Args:
+            index: of the example.
+            epoch: of the visit, from 0.
+            num_negatives: how many of them (m); all by default. An example that has fewer gives what it has.
+            rotate: epoch e takes the negatives e * m to e * m + m - 1, from the first again after the last; otherwise
+                every epoch takes the first m.
+
+        Raises:
+            ValueError: the dataset was prepared without negatives.
+        """
+        from dftune.data.batches import Example  # noqa: PLC0415
+
+        if self.negatives is None:
+            raise ValueError(
+                "the prepared dataset has no negatives. Set data.columns.negatives to the column that holds them, and "
+                "run `dftune prepare RECIPE`."
+            )
+        chosen = replace(self.example(index), group=self.ids[index])
+        num_prompt = int(chosen.completion_mask.argmax())
+        prompt = chosen.input_ids[:num_prompt]
+        group = [chosen]
+        for place in self._places(index, epoch, num_negatives, rotate):
+            completion = self.negatives.tokens[self.negatives.offsets[place] : self.negatives.offsets[place + 1]]
+            tokens = np.concatenate([prompt, completion])
+            group.append(
+                Example(
+                    negative_id(chosen.id, int(self.negatives.numbers[place])),
+                    tokens,
+                    np.arange(len(tokens)) >= num_prompt,
+                    group=chosen.id,
+                    is_chosen=False,
+                )
+            )
+        return group
+
+    def _places(self, index: int, epoch: int, num_negatives: int | None, rotate: bool) -> list[int]:
+        assert self.negatives is not None
+        start, end = (int(bound) for bound in self.negatives.starts[index : index + 2])
+        num_used = min(num_negatives or end - start, end - start)
+        first = epoch * num_used if rotate else 0
+        return [start + (first + place) % (end - start) for place in range(num_used)]
 
 
 @dataclass(frozen=True)
@@ -109,7 +200,8 @@ class PreparedDataset:
             ValueError: the folder or a file is missing, or the tables do not hold what the manifest says.
         """
         manifest = read_manifest(folder)
-        splits = {name: _read_split(folder / f"{name}.parquet") for name in ("train", "validation")}
+        grouped = "negatives" in manifest
+        splits = {name: _read_split(folder / f"{name}.parquet", grouped) for name in ("train", "validation")}
         for name, split in splits.items():
             expected = manifest["num_train"] if name == "train" else manifest["num_validation"]
             if len(split) != expected:
@@ -187,8 +279,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """The ``data`` section of a recipe without ``prepared``, as a manifest records it."""
-    return recipe.data.model_dump(mode="json", exclude={"prepared"})
+    """The ``data`` section of a recipe without what does not decide the content, as a manifest records it."""
+    settings = recipe.data.model_dump(mode="json", exclude={"prepared", "num_negatives", "rotate_negatives"})
+    if settings["columns"]["negatives"] is None:  # so that a dataset without negatives stays what it was before them
+        del settings["columns"]["negatives"]
+    return settings
 
 
 def tokenizer_origin(recipe: Recipe) -> dict[str, Any]:
@@ -240,31 +335,58 @@ def _same_tokenizer(manifest: Manifest, recipe: Recipe) -> bool:
     return tokenizer_fingerprint(load_tokenizer(recipe.model)) == manifest["tokenizer_fingerprint"]
 
 
-def _read_split(path: Path) -> PreparedSplit:
+def _read_split(path: Path, with_negatives: bool) -> PreparedSplit:
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 
     if not path.is_file():
         raise ValueError(f"The prepared dataset lacks {path}. {_RUN_PREPARE}")
+    tokens, mask, numbers, completions = _Lists(np.int32), _Lists(np.bool_), _Lists(np.int64), _Lists(np.int32)
+    lists = {"input_ids": tokens, "completion_mask": mask}
+    if with_negatives:
+        lists |= {"negative_numbers": numbers, "negatives": completions}
     ids: list[str] = []
-    tokens: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
-    masks: list[npt.NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
-    lengths: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["id", "input_ids", "completion_mask"]):
+            for batch in file.iter_batches(columns=["id", *lists]):
                 ids += batch.column("id").to_pylist()
-                column = batch.column("input_ids")
-                tokens.append(column.flatten().to_numpy())
-                masks.append(batch.column("completion_mask").flatten().to_numpy(zero_copy_only=False))
-                lengths.append(column.value_lengths().to_numpy().astype(np.int64))
+                for name, column in lists.items():
+                    column.add(batch.column(name))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path} cannot be read ({error}). {_RUN_PREPARE}") from error
-    split = PreparedSplit(
-        tuple(ids), np.concatenate(tokens), np.concatenate(masks), np.cumsum(np.concatenate(lengths), dtype=np.int64)
-    )
-    if len(split.tokens) != len(split.mask) or len(split.tokens) != split.offsets[-1]:
+    if not np.array_equal(tokens.offsets(), mask.offsets()):
         raise ValueError(f"{path}: input_ids and completion_mask differ in length. {_RUN_PREPARE}")
-    for array in (split.tokens, split.mask, split.offsets):
-        array.flags.writeable = False
-    return split
+    negatives = None
+    if with_negatives:
+        negatives = Negatives(numbers.values(), completions.values(), completions.offsets(), numbers.offsets())
+        if len(negatives.numbers) != len(negatives.offsets) - 1:
+            raise ValueError(f"{path}: negatives and negative_numbers differ in length. {_RUN_PREPARE}")
+    return PreparedSplit(tuple(ids), tokens.values(), mask.values(), tokens.offsets(), negatives)
+
+
+class _Lists:
+    """A column of lists, added part by part. Of a column of lists of lists, the inner ones."""
+
+    def __init__(self, dtype: type[np.generic]) -> None:
+        self._values: list[npt.NDArray[Any]] = [np.zeros(0, dtype)]
+        self._lengths: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
+
+    def add(self, column: Any) -> None:
+        values = column.flatten()
+        if hasattr(values, "value_lengths"):  # lists themselves
+            column, values = values, values.flatten()
+        self._values.append(values.to_numpy(zero_copy_only=False))
+        self._lengths.append(column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64))
+
+    def values(self) -> npt.NDArray[Any]:
+        """The values of all lists, end to end."""
+        return _frozen(np.concatenate(self._values))
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Where each list starts among them, and where the last one ends."""
+        return _frozen(np.cumsum(np.concatenate(self._lengths), dtype=np.int64))
+
+
+def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array.flags.writeable = False
+    return array

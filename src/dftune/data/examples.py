@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dftune.data import negatives
+from dftune.data.cells import has_surrogate, is_conversation, scalar, turn
 from dftune.data.config import DataConfig
-from dftune.data.dataset import Counts
+from dftune.data.dataset import Counts, Dropped, NegativeCounts
+from dftune.data.negatives import Negative
 from dftune.data.sources import Row
 from dftune.files import canonical_json, fingerprint
 
@@ -23,6 +25,8 @@ DUPLICATE = "exact duplicate"
 TOO_LONG = "too long"
 NOTHING_TO_LEARN = "no token to train on"
 END_INSIDE = "end-of-turn token inside the solution"
+NO_NEGATIVE = "no negative left"
+JOINED = "negatives joined to an earlier row"
 BEYOND_LIMIT = "beyond data.limit"
 
 
@@ -37,31 +41,55 @@ class Example:
     answer: str | None
     location: str
     """Where it stands in the source."""
+    negatives: tuple[Negative, ...] = ()
 
 
 @dataclass
 class Ledger:
-    """What became of every row: each is kept, or dropped for exactly one reason."""
+    """What became of every row and every negative: each is kept, or dropped for exactly one reason."""
 
     num_rows: int = 0
     dropped: dict[str, list[str]] = field(default_factory=dict)
     """Locations of the dropped rows by reason."""
+    num_negatives: int = 0
+    dropped_negatives: dict[str, list[str]] = field(default_factory=dict)
+    """The same of the dropped negatives."""
 
     def drop(self, reason: str, location: str) -> None:
         """Count a row as left out."""
         self.dropped.setdefault(reason, []).append(location)
 
+    def drop_negative(self, reason: str, number: int, location: str) -> None:
+        """Count a negative as left out."""
+        self.dropped_negatives.setdefault(reason, []).append(f"{location}, negative {number}")
+
+    def leave_out_with_row(self, left_out: Sequence[Negative], location: str) -> None:
+        """Count the negatives of a row that is left out for a reason of its own."""
+        for number, _ in left_out:
+            self.drop_negative(negatives.ROW_LEFT_OUT, number, location)
+
     def counts(self) -> Counts:
-        """The account as the manifest shows it."""
-        dropped = {
-            reason: {"count": len(where), "examples": where[:_NUM_SHOWN]} for reason, where in self.dropped.items()
-        }
-        num_dropped = sum(len(where) for where in self.dropped.values())
-        return {"rows_read": self.num_rows, "kept": self.num_rows - num_dropped, "dropped": dropped}  # type: ignore[typeddict-item]
+        """The account of the rows as the manifest shows it."""
+        dropped, num_dropped = _account(self.dropped)
+        return {"rows_read": self.num_rows, "kept": self.num_rows - num_dropped, "dropped": dropped}
+
+    def negative_counts(self, kept: Sequence[int]) -> NegativeCounts:
+        """The account of the negatives, of which so many are kept in every row that is kept."""
+        dropped, num_dropped = _account(self.dropped_negatives)
+        assert self.num_negatives == sum(kept) + num_dropped, "a negative was lost without a count"
+        per_row = {"min": min(kept), "max": max(kept)}
+        return {"read": self.num_negatives, "kept": sum(kept), "per_row": per_row, "dropped": dropped}
 
     def summary(self) -> str:
         """``3 too long, 1 exact duplicate``."""
         return ", ".join(f"{len(where)} {reason}" for reason, where in self.dropped.items())
+
+
+def _account(dropped: dict[str, list[str]]) -> tuple[dict[str, Dropped], int]:
+    account: dict[str, Dropped] = {
+        reason: {"count": len(where), "examples": where[:_NUM_SHOWN]} for reason, where in dropped.items()
+    }
+    return account, sum(map(len, dropped.values()))
 
 
 def select_examples(
@@ -82,9 +110,7 @@ def select_examples(
         ValueError: a value has the wrong type, an id stands for two different rows, or a named column never occurs.
     """
     digest = hashlib.sha256()
-    examples: list[Example] = []
-    by_content: set[str] = set()
-    by_id: dict[str, Example] = {}
+    selection = _Selection(config, ledger)
     named = _named_columns(config)
     for location, row in rows:
         ledger.num_rows += 1
@@ -93,29 +119,82 @@ def select_examples(
         named -= row.keys()
         fields = _Fields.read(row, config, location)
         digest.update(fields.digest())
-        reason = fields.reason_to_drop(config)
-        content = fingerprint(fields.problem.encode(errors="replace"), fields.solution.encode(errors="replace"))
-        if reason is None and content in by_content:
-            reason = DUPLICATE
-        if reason is not None:
-            ledger.drop(reason, location)
-            continue
-        by_content.add(content)
-        example = fields.example(content, location)
-        if example.id in by_id:
-            raise ValueError(
-                f"the id {example.id!r} stands for two different rows: {by_id[example.id].location} and {location}. "
-                f"Make the ids unique, or rename the column {config.columns.id!r}: without one, ids come from the "
-                "content."
-            )
-        by_id[example.id] = example
-        examples.append(example)
+        selection.add(fields, location)
     if named and ledger.num_rows:
         raise ValueError(
             f"{config.source}: no row has the column {', '.join(sorted(named))}, which the recipe names or selects by. "
             "Correct data.columns, or leave the setting out."
         )
-    return examples, digest.hexdigest()
+    selection.check_ids()
+    return list(selection.by_id.values()), digest.hexdigest()
+
+
+class _Selection:
+    """The examples chosen so far, in the order of the source."""
+
+    def __init__(self, config: DataConfig, ledger: Ledger) -> None:
+        self.config, self.ledger = config, ledger
+        self.by_id: dict[str, Example] = {}
+        self.id_of_content: dict[str, str] = {}
+
+    def add(self, fields: _Fields, location: str) -> None:
+        self.ledger.num_negatives += len(fields.negatives or ())
+        reason = fields.reason_to_drop(self.config)
+        if reason is None:
+            self._add_wanted(fields, location)
+        else:
+            self.ledger.drop(reason, location)
+            self.ledger.leave_out_with_row(fields.negatives or (), location)
+
+    def _add_wanted(self, fields: _Fields, location: str) -> None:
+        usable = self._usable(fields, location)
+        if fields.negatives is not None and not usable:
+            self.ledger.drop(NO_NEGATIVE, location)
+            return
+        content = fingerprint(fields.problem.encode(), fields.solution.encode())
+        if content in self.id_of_content:
+            self._join(self.id_of_content[content], usable, location)
+            return
+        example = fields.example(content, location, usable)
+        if example.id in self.by_id:
+            raise ValueError(
+                f"the id {example.id!r} stands for two different rows: {self.by_id[example.id].location} and "
+                f"{location}. Make the ids unique, or rename the column {self.config.columns.id!r}: without one, ids "
+                "come from the content."
+            )
+        self.id_of_content[content] = example.id
+        self.by_id[example.id] = example
+
+    def _usable(self, fields: _Fields, location: str) -> tuple[Negative, ...]:
+        usable = []
+        for number, text in fields.negatives or ():
+            reason = negatives.reason_to_drop(text, fields.solution)
+            if reason is None:
+                usable.append((number, text))
+            else:
+                self.ledger.drop_negative(reason, number, location)
+        return tuple(usable)
+
+    def _join(self, name: str, usable: tuple[Negative, ...], location: str) -> None:
+        """Sets of pairs repeat the chosen completion for each rejected one: these are one group."""
+        earlier = self.by_id[name]
+        if not usable:
+            self.ledger.drop(DUPLICATE, location)
+            return
+        both, known = negatives.joined(earlier.negatives, usable)
+        self.ledger.drop(DUPLICATE if len(known) == len(usable) else JOINED, location)
+        for number, _ in known:
+            self.ledger.drop_negative(negatives.ALREADY_THERE, number, location)
+        self.by_id[name] = replace(earlier, negatives=both)
+
+    def check_ids(self) -> None:
+        clash = negatives.clash(self.by_id) if self.config.columns.negatives is not None else None
+        if clash is not None:
+            raise ValueError(
+                f"the id {clash[1]!r} of {self.by_id[clash[1]].location} is also that of a negative of the row "
+                f"{clash[0]!r}, {self.by_id[clash[0]].location}. Rename it, or rename the column "
+                f"{self.config.columns.id!r}: without one, ids come from the content."
+            )
 
 
 def find_answer(solution: str) -> str | None:
@@ -167,24 +246,35 @@ class _Fields:
     answer: str | None
     source: str | None
     id: str | None
+    negatives: tuple[Negative, ...] | None
+    """None where the settings name no negatives."""
 
     @classmethod
     def read(cls, row: dict[str, Any], config: DataConfig, location: str) -> _Fields:
         columns = config.columns
-        solution = _text(row.get(columns.solution), columns.solution, location)
+        if columns.problem == columns.solution and not is_conversation(row.get(columns.solution)):
+            raise ValueError(
+                f"{location}: data.columns.problem and data.columns.solution are both {columns.solution!r}, which must "
+                "then hold a conversation: a list of a user's message and an assistant's answer."
+            )
+        solution = turn(row.get(columns.solution), "assistant", columns.solution, location)
         # Sources such as the original GSM8K call the solution "answer".
         has_answer = columns.answer not in (columns.solution, columns.problem)
-        answer = _scalar(row.get(columns.answer), columns.answer, location) if has_answer else None
+        answer = scalar(row.get(columns.answer), columns.answer, location) if has_answer else None
         return cls(
-            problem=_text(row.get(columns.problem), columns.problem, location),
+            problem=turn(row.get(columns.problem), "user", columns.problem, location),
             solution=solution,
             answer=answer if answer is not None else find_answer(solution),
-            source=_scalar(row.get(columns.source), columns.source, location),
-            id=_scalar(row.get(columns.id), columns.id, location),
+            source=scalar(row.get(columns.source), columns.source, location),
+            id=scalar(row.get(columns.id), columns.id, location),
+            negatives=(negatives.read_negatives(row, columns, location) if columns.negatives is not None else None),
         )
 
     def digest(self) -> bytes:
-        return canonical_json([self.problem, self.solution, self.answer, self.source, self.id]) + b"\n"
+        values: list[Any] = [self.problem, self.solution, self.answer, self.source, self.id]
+        if self.negatives is not None:
+            values.append(self.negatives)
+        return canonical_json(values) + b"\n"
 
     def reason_to_drop(self, config: DataConfig) -> str | None:
         if config.sources and self.source not in config.sources:
@@ -192,14 +282,14 @@ class _Fields:
         if not self.problem.strip() or not self.solution.strip():
             return EMPTY
         texts = (self.problem, self.solution, self.answer or "", self.source or "", self.id or "")
-        if any(_has_surrogate(text) for text in texts):
+        if any(has_surrogate(text) for text in texts):
             return NOT_UNICODE
         if config.require_answer and self.answer is None:
             return NO_ANSWER
         return None
 
-    def example(self, content: str, location: str) -> Example:
-        return Example(self.id or content, self.source, self.problem, self.solution, self.answer, location)
+    def example(self, content: str, location: str, usable: tuple[Negative, ...]) -> Example:
+        return Example(self.id or content, self.source, self.problem, self.solution, self.answer, location, usable)
 
 
 def _named_columns(config: DataConfig) -> set[str]:
@@ -208,41 +298,3 @@ def _named_columns(config: DataConfig) -> set[str]:
     fields = type(config.columns).model_fields
     named = {name for key in optional if (name := getattr(config.columns, key)) != fields[key].default}
     return named | ({config.columns.source} if config.sources else set())
-
-
-def _text(value: Any, column: str, location: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(
-            f"{location}: column {column!r} must hold text, found {type(value).__name__} {_shown(value)}. "
-            "Convert it, or set data.columns to text columns."
-        )
-    return value
-
-
-def _scalar(value: Any, column: str, location: str) -> str | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, str):
-        return value.strip() or None
-    if isinstance(value, float) and value.is_integer():  # tables with gaps turn integers into floats
-        return str(int(value))
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(
-        f"{location}: column {column!r} must hold text or a number, found {type(value).__name__} {_shown(value)}."
-    )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from dftune.data import negatives
 from dftune.data.config import DataConfig
 from dftune.data.dataset import (
     Manifest,
@@ -22,6 +24,7 @@ from dftune.data.dataset import (
 from dftune.data.examples import (
     BEYOND_LIMIT,
     END_INSIDE,
+    NO_NEGATIVE,
     NOTHING_TO_LEARN,
     TOO_LONG,
     Example,
@@ -47,6 +50,11 @@ Progress = Callable[[str, int, int | None], None]
 
 _BATCH = 1000
 _NUM_NAMED = 5
+_OF_NEGATIVE = {
+    NOTHING_TO_LEARN: negatives.NEGATIVE_NOTHING_TO_SCORE,
+    END_INSIDE: negatives.NEGATIVE_END_INSIDE,
+    TOO_LONG: negatives.NEGATIVE_TOO_LONG,
+}
 
 
 def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = None) -> Manifest:
@@ -103,6 +111,8 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
         tokens=token_statistics(encoded),
         versions=_versions(),
     )
+    if data.columns.negatives is not None:
+        manifest["negatives"] = ledger.negative_counts([len(item.negatives) for item in encoded])
     counts = manifest["counts"]
     num_dropped = sum(dropped["count"] for dropped in counts["dropped"].values())
     assert counts["rows_read"] == len(train) + len(validation) + num_dropped, "a row was lost without a count"
@@ -126,9 +136,13 @@ def choose_held_out(ids: Sequence[str], count: int) -> set[str]:
 
 
 def token_statistics(encoded: Sequence[Encoded]) -> dict[str, dict[str, float]]:
-    """min, mean, median, p95, max and sum of the tokens in prompts, completions and both."""
+    """min, mean, median, p95, max and sum of the tokens in prompts, completions, both, and negatives if any."""
     prompts = np.array([item.num_prompt for item in encoded])
     totals = np.array([len(item.tokens) for item in encoded])
+    parts = {"prompt": prompts, "completion": totals - prompts, "total": totals}
+    others = [len(tokens) for item in encoded for _, tokens in item.negatives]
+    if others:
+        parts["negative"] = np.array(others)
     return {
         name: {
             "min": int(lengths.min()),
@@ -138,8 +152,17 @@ def token_statistics(encoded: Sequence[Encoded]) -> dict[str, dict[str, float]]:
             "max": int(lengths.max()),
             "sum": int(lengths.sum()),
         }
-        for name, lengths in (("prompt", prompts), ("completion", totals - prompts), ("total", totals))
+        for name, lengths in parts.items()
     }
+
+
+@dataclass
+class _Encoding:
+    encoded: list[Encoded] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Reason by id."""
+    refused_negatives: dict[str, dict[int, str]] = field(default_factory=dict)
+    """Reason by id and number, for every example that is fit itself."""
 
 
 @dataclass(frozen=True)
@@ -151,18 +174,19 @@ class _Task:
 
     def encode_with(self, tokenizer: Any, examples: Sequence[Example]) -> list[Encoded]:
         """Tokenise with a tokenizer that is given; up to ``data.limit`` examples pass."""
-        encoded, refused = self._encode(tokenizer, examples, self.data.limit)
-        self._account(examples, encoded, refused)
-        return encoded
+        encoding = self._encode(tokenizer, examples, self.data.limit)
+        self._account(examples, encoding)
+        return encoding.encoded
 
     def encode_with_new(self, vocab_size: int, examples: Sequence[Example]) -> tuple[Any, list[Encoded]]:
-        """Tokenise with a tokenizer trained on exactly the examples that will be trained on.
+        """Tokenise with a tokenizer trained on exactly the examples that will be trained on, not on their negatives.
 
         Which examples are too long depends on the tokenizer, and the tokenizer on which are left: whatever is refused
         leaves for good, and the rest starts over. It ends, since every round but the last refuses something; two or
         three rounds are usual.
         """
         refused: dict[str, str] = {}
+        refused_negatives: dict[str, dict[int, str]] = {}
         while True:
             chosen = [example for example in examples if example.id not in refused][: self.data.limit]
             _check_some_left(len(chosen), self.data, self.ledger, refused)
@@ -170,42 +194,66 @@ class _Task:
             texts = [text for example in chosen if example.id not in held_out for text in self._texts(example)]
             self.report("training the tokenizer", 0, None)
             tokenizer = train_tokenizer(texts, vocab_size)
-            encoded, newly_refused = self._encode(tokenizer, chosen, None)
-            if not newly_refused:
-                self._account(examples, encoded, refused)
-                return tokenizer, encoded
-            refused |= newly_refused
+            encoding = self._encode(tokenizer, chosen, None)
+            refused_negatives |= encoding.refused_negatives
+            if not encoding.refused:
+                self._account(examples, _Encoding(encoding.encoded, refused, refused_negatives))
+                return tokenizer, encoding.encoded
+            refused |= encoding.refused
 
     def _texts(self, example: Example) -> tuple[str, str]:
         return self.prompt_format.render(example.problem), self.prompt_format.completion_prefix + example.solution
 
-    def _encode(
-        self, tokenizer: Any, examples: Sequence[Example], limit: int | None
-    ) -> tuple[list[Encoded], dict[str, str]]:
+    def _encode(self, tokenizer: Any, examples: Sequence[Example], limit: int | None) -> _Encoding:
         encoder = BatchEncoder(self.prompt_format, tokenizer)
-        encoded: list[Encoded] = []
-        refused: dict[str, str] = {}
+        found = _Encoding()
         for start in range(0, len(examples), _BATCH):
             self.report("tokenising", start, len(examples))
             batch = examples[start : start + _BATCH]
             rows = encoder.encode([example.problem for example in batch], [example.solution for example in batch])
+            others = iter(encoder.completions([text for example in batch for _, text in example.negatives]))
             for example, (prompt, completion) in zip(batch, rows, strict=True):
-                if limit is not None and len(encoded) == limit:
+                if limit is not None and len(found.encoded) == limit:
                     break
+                own = {number: next(others) for number, _ in example.negatives}
                 reason = self._reason_to_refuse(prompt, completion, encoder.end)
+                fit, unfit = self._fit_and_unfit(prompt, own, encoder.end)
                 if reason is None:
-                    encoded.append(Encoded(example, np.array(prompt + completion, dtype=np.int32), len(prompt)))
+                    found.refused_negatives[example.id] = unfit
+                    reason = NO_NEGATIVE if own and not fit else None
+                if reason is not None:
+                    found.refused[example.id] = reason
                 else:
-                    refused[example.id] = reason
-        too_long = [name for name, reason in refused.items() if reason == TOO_LONG]
-        if too_long and self.data.on_too_long == "error":
-            raise ValueError(
-                f"{len(too_long)} of {len(examples)} examples have more than data.max_length={self.data.max_length} "
-                f"tokens in prompt and completion: {_some(too_long)}. "
-                "Raise data.max_length, or set data.on_too_long=drop to leave them out."
-            )
+                    tokens = np.array(prompt + completion, dtype=np.int32)
+                    found.encoded.append(Encoded(example, tokens, len(prompt), fit))
+        self._check_lengths(found, examples)
         self.report("tokenising", len(examples), len(examples))
-        return encoded, refused
+        return found
+
+    def _fit_and_unfit(
+        self, prompt: list[int], completions: dict[int, list[int]], end: int
+    ) -> tuple[tuple[tuple[int, npt.NDArray[np.int32]], ...], dict[int, str]]:
+        reasons = {number: self._reason_to_refuse(prompt, ids, end) for number, ids in completions.items()}
+        fit = [(number, np.array(ids, np.int32)) for number, ids in completions.items() if reasons[number] is None]
+        return tuple(fit), {number: _OF_NEGATIVE[reason] for number, reason in reasons.items() if reason is not None}
+
+    def _check_lengths(self, found: _Encoding, examples: Sequence[Example]) -> None:
+        too_long = [name for name, reason in found.refused.items() if reason == TOO_LONG]
+        too_long += [
+            negatives.negative_id(name, number)
+            for name, reasons in found.refused_negatives.items()
+            for number, reason in reasons.items()
+            if reason == negatives.NEGATIVE_TOO_LONG
+        ]
+        if not too_long or self.data.on_too_long == "drop":
+            return
+        num_negatives = sum(len(example.negatives) for example in examples)
+        total = f"{len(examples)} examples" + (f" and {num_negatives} negatives" if num_negatives else "")
+        raise ValueError(
+            f"{len(too_long)} of {total} have more than data.max_length={self.data.max_length} "
+            f"tokens in prompt and completion: {_some(too_long)}. "
+            "Raise data.max_length, or set data.on_too_long=drop to leave them out."
+        )
 
     def _reason_to_refuse(self, prompt: list[int], completion: list[int], end: int) -> str | None:
         if not prompt or len(completion) < 2:  # the first token of a row has nothing to be predicted from
@@ -216,12 +264,18 @@ class _Task:
             return TOO_LONG
         return None
 
-    def _account(self, examples: Sequence[Example], encoded: Sequence[Encoded], refused: dict[str, str]) -> None:
-        kept = {item.example.id for item in encoded}
+    def _account(self, examples: Sequence[Example], encoding: _Encoding) -> None:
+        kept = {item.example.id for item in encoding.encoded}
         for example in examples:
-            if example.id not in kept:
-                self.ledger.drop(refused.get(example.id, BEYOND_LIMIT), example.location)
-        _check_some_left(len(encoded), self.data, self.ledger)
+            reason = None if example.id in kept else encoding.refused.get(example.id, BEYOND_LIMIT)
+            if reason is not None:
+                self.ledger.drop(reason, example.location)
+            if reason in (None, NO_NEGATIVE):
+                for number, why in encoding.refused_negatives[example.id].items():
+                    self.ledger.drop_negative(why, number, example.location)
+            else:
+                self.ledger.leave_out_with_row(example.negatives, example.location)
+        _check_some_left(len(encoding.encoded), self.data, self.ledger)
 
 
 def _check_context(recipe: Recipe) -> None:

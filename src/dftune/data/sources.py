@@ -11,6 +11,7 @@ from typing import Any
 
 from dftune.data.config import DataConfig
 from dftune.data.hub import hub_reachable, looks_like_path, offline
+from dftune.data.negatives import negative_columns
 
 Row = tuple[str, dict[str, Any]]
 """Where a row stands, such as ``data.jsonl, line 7``, and its columns."""
@@ -19,6 +20,7 @@ _BATCH = 1000
 _USUAL_NAMES = {
     "problem": ("problem", "question", "instruction", "prompt", "query", "input"),
     "solution": ("solution", "output", "completion", "response", "generated_solution", "answer"),
+    "negatives": ("negatives", "rejected", "generated_", "generated"),
 }
 
 
@@ -51,11 +53,23 @@ def require_columns(found: Iterable[str], config: DataConfig, where: str) -> Non
     for role, name in (("problem", columns.problem), ("solution", columns.solution)):
         if name not in names:
             raise ValueError(f"{where}: no column {name!r}; found: {_listed(names)}. {_advice(role, names, config)}")
+    if columns.negatives is not None and not negative_columns(columns.negatives, names):
+        raise ValueError(
+            f"{where}: no column {columns.negatives!r}, nor one of that name with a number after it; "
+            f"found: {_listed(names)}. {_advice('negatives', names, config)}"
+        )
     if config.sources and columns.source not in names:
         raise ValueError(
             f"{where}: data.sources selects rows by the column {columns.source!r}, which is not there; "
             f"found: {_listed(names)}. Set data.columns.source=NAME, or leave data.sources out."
         )
+
+
+def _wanted(names: Iterable[str], config: DataConfig) -> list[str]:
+    """The columns to read, each once."""
+    found = list(names)
+    one_each = [name for name in config.columns.model_dump().values() if name in found]
+    return list(dict.fromkeys([*one_each, *(name for _, name in negative_columns(config.columns.negatives, found))]))
 
 
 def _listed(names: list[str]) -> str:
@@ -64,13 +78,16 @@ def _listed(names: list[str]) -> str:
 
 def _advice(role: str, names: list[str], config: DataConfig) -> str:
     taken = {config.columns.problem, config.columns.solution}
-    usual = [name for name in _USUAL_NAMES[role] if name in names and name not in taken]
+    found = {*names, *(name.rstrip("0123456789") for name in names)} if role == "negatives" else set(names)
+    usual = [name for name in _USUAL_NAMES[role] if name in found and name not in taken]
     if usual:
-        return f"Set data.columns.{role}={usual[0]}, if that is the {role}."
+        verb = "those are" if role == "negatives" else "that is"
+        return f"Set data.columns.{role}={usual[0]}, if {verb} the {role}."
     if {"messages", "conversations"} & set(names):
         return (
-            "Whole conversations are not read: write the user's turn and the assistant's turn of each row into two "
-            "text columns, problem and solution."
+            "A column of conversations that each are a user's message and an assistant's answer is read as both: set "
+            "data.columns.problem and data.columns.solution to it. Other conversations are not read: write the two "
+            "turns into two text columns, problem and solution."
         )
     return f"Set data.columns.{role}=NAME, one of these columns."
 
@@ -114,7 +131,8 @@ def _checked(row: Any, config: DataConfig, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}.")
     columns = config.columns
-    if columns.problem not in row or columns.solution not in row:
+    complete = columns.problem in row and columns.solution in row
+    if not complete or (columns.negatives is not None and columns.negatives not in row):
         require_columns(row, config, where)
     return row
 
@@ -182,8 +200,7 @@ def _read_parquet(path: Path, config: DataConfig) -> Iterator[Row]:
     with file:
         names = file.schema_arrow.names
         require_columns(names, config, str(path))
-        wanted = [name for name in config.columns.model_dump().values() if name in names]
-        batches = file.iter_batches(batch_size=_BATCH, columns=list(dict.fromkeys(wanted)))
+        batches = file.iter_batches(batch_size=_BATCH, columns=_wanted(names, config))
         yield from _located(str(path), (row for batch in batches for row in batch.to_pylist()))
 
 
@@ -242,8 +259,7 @@ def _rows_of(dataset: Any, where: str, config: DataConfig) -> Iterator[Row]:
     names = dataset.column_names
     if names is not None:  # a streamed dataset may not know them before its first row
         require_columns(names, config, where)
-        wanted = [name for name in config.columns.model_dump().values() if name in names]
-        dataset = dataset.select_columns(list(dict.fromkeys(wanted)))
+        dataset = dataset.select_columns(_wanted(names, config))
     rows = (row for batch in dataset.iter(batch_size=_BATCH) for row in _unbatched(batch))
     for number, (location, row) in enumerate(_located(where, rows)):
         if number == 0:

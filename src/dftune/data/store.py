@@ -31,6 +31,8 @@ class Encoded:
     tokens: npt.NDArray[np.int32]
     """(tokens,) prompt and completion."""
     num_prompt: int
+    negatives: tuple[tuple[int, npt.NDArray[np.int32]], ...] = ()
+    """Number and (tokens,) completion of each negative."""
 
 
 def find_existing(
@@ -90,7 +92,7 @@ def write_dataset(folder: Path, manifest: Manifest, tokenizer: Any, splits: Mapp
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
             for name, part in splits.items():
-                _write_split(temporary / f"{name}.parquet", part)
+                _write_split(temporary / f"{name}.parquet", part, with_negatives="negatives" in manifest)
             tokenizer.save_pretrained(str(temporary / TOKENIZER_NAME))
             write_json(temporary / MANIFEST_NAME, manifest)
             temporary.chmod(umask_mode() | (umask_mode() & 0o444) >> 2)
@@ -103,7 +105,9 @@ def write_dataset(folder: Path, manifest: Manifest, tokenizer: Any, splits: Mapp
 
 
 def _size(item: Encoded) -> int:
-    return 5 * len(item.tokens) + len(item.example.problem) + len(item.example.solution)  # 4 bytes an id, 1 of mask
+    num_negative = sum(len(tokens) for _, tokens in item.negatives)
+    texts = len(item.example.problem) + len(item.example.solution)
+    return 5 * len(item.tokens) + 4 * num_negative + texts  # 4 bytes an id, 1 of mask
 
 
 def _install(temporary: Path, folder: Path) -> None:
@@ -120,14 +124,15 @@ def _install(temporary: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_split(path: Path, part: Sequence[Encoded]) -> None:
+def _write_split(path: Path, part: Sequence[Encoded], with_negatives: bool) -> None:
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 
-    schema = pa.schema(
-        [(name, pa.string()) for name in ("id", "source", "problem", "solution", "answer")]
-        + [("input_ids", pa.list_(pa.int32())), ("completion_mask", pa.list_(pa.bool_()))]
-    )
+    fields = [(name, pa.string()) for name in ("id", "source", "problem", "solution", "answer")]
+    fields += [("input_ids", pa.list_(pa.int32())), ("completion_mask", pa.list_(pa.bool_()))]
+    if with_negatives:
+        fields += [("negative_numbers", pa.list_(pa.int64())), ("negatives", pa.list_(pa.list_(pa.int32())))]
+    schema = pa.schema(fields)
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, len(part), _ROWS_PER_GROUP):
             writer.write_table(_table(part[start : start + _ROWS_PER_GROUP], schema))
@@ -136,16 +141,29 @@ def _write_split(path: Path, part: Sequence[Encoded]) -> None:
 def _table(part: Sequence[Encoded], schema: Any) -> Any:
     import pyarrow as pa  # noqa: PLC0415
 
-    lengths = [len(item.tokens) for item in part]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    masks = [np.arange(len(item.tokens)) >= item.num_prompt for item in part]
     texts = [
         pa.array([getattr(item.example, name) for item in part], pa.string())
         for name in ("id", "source", "problem", "solution", "answer")
     ]
-    tokens = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([item.tokens for item in part])))
-    mask = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(masks)))
-    return pa.table([*texts, tokens, mask], schema=schema)
+    lengths = [len(item.tokens) for item in part]
+    masks = [np.arange(len(item.tokens)) >= item.num_prompt for item in part]
+    lists = [_lists(np.concatenate([item.tokens for item in part]), lengths), _lists(np.concatenate(masks), lengths)]
+    if "negatives" in schema.names:
+        negatives = [negative for item in part for negative in item.negatives]
+        counts = [len(item.negatives) for item in part]
+        completions = _lists(
+            np.concatenate([tokens for _, tokens in negatives]), [len(tokens) for _, tokens in negatives]
+        )
+        lists += [_lists([number for number, _ in negatives], counts), _lists(completions, counts)]
+    return pa.table([*texts, *lists], schema=schema)
+
+
+def _lists(values: Any, lengths: Sequence[int]) -> Any:
+    import pyarrow as pa  # noqa: PLC0415
+
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = values if isinstance(values, pa.Array) else pa.array(values)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat)
 
 
 @contextmanager

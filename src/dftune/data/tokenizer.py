@@ -117,11 +117,8 @@ class BatchEncoder:
     def encode(self, problems: Sequence[str], solutions: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Token ids of prompt and completion of every row, the completion with its end token."""
         prompts = self._ids([self._format.render(problem) for problem in problems])
-        completions = self._ids([self._format.completion_prefix + solution for solution in solutions])
-        rows = [
-            (self._begun(prompt), self._ended(completion))
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
+        completions = self.completions(solutions)
+        rows = [(self._begun(prompt), completion) for prompt, completion in zip(prompts, completions, strict=True)]
         if rows:
             one_by_one = (
                 self._format.encode_prompt(self._tokenizer, problems[0]),
@@ -130,7 +127,13 @@ class BatchEncoder:
             assert rows[0] == one_by_one, "prompts would be tokenised differently in training and in evaluation"
         return rows
 
+    def completions(self, solutions: Sequence[str]) -> list[list[int]]:
+        """Token ids of every completion, with its end token."""
+        return [self._ended(ids) for ids in self._ids([self._format.completion_prefix + text for text in solutions])]
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
         ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
         return ids
 
