@@ -96,3 +96,25 @@ def test_a_long_example_is_cut_with_the_number_of_characters_left_out(recipe, tm
     run(recipe, f"data.source={source}", "data.validation=0", "data.max_length=2048")
     # 2,000 characters and the 13 of <|endoftext|>, of which 1,500 are shown
     assert "(513 more characters)" in capsys.readouterr().out
+
+
+def test_negatives_are_counted_with_their_reasons_and_the_first_is_shown(recipe, tmp_path, capsys):
+    rows = [
+        {"id": "a", "prompt": "1 + 1?", "chosen": "2", "rejected_0": "3", "rejected_1": "2 "},
+        {"id": "b", "prompt": "2 + 2?", "chosen": "4", "rejected_0": "5", "rejected_1": "6"},
+    ]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ("data.columns.problem=prompt", "data.columns.solution=chosen", "data.columns.negatives=rejected_")
+    assert run(recipe, f"data.source={source}", "data.validation=0", *columns) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (read,) = [line.split() for line in lines if line.startswith("negatives read")]
+    (equal,) = [line.split() for line in lines if line.startswith("  equal to the solution")]
+    (kept,) = [line.split() for line in lines if line.startswith("negatives  ")]
+    (tokens,) = [line.split() for line in lines if line.startswith("  negative ")]
+    assert read == ["negatives", "read", "4"]
+    assert equal[4:] == ["-1", "e.g.", f"{source},", "line", "1,", "negative", "1"]
+    assert kept == ["negatives", "3", "1", "to", "2", "a", "row"]
+    assert tokens == ["negative", "2", "2.0", "2", "2", "2", "6"]
+    place = next(number for number, line in enumerate(lines) if line.startswith("--- negative a#0: 2 tokens"))
+    assert lines[place + 1] == "3<|endoftext|>"

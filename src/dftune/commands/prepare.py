@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from dftune.progress import Progress
 
 if TYPE_CHECKING:
-    from dftune.data.dataset import Manifest, PreparedDataset
+    from collections.abc import Mapping
+
+    from dftune.data.dataset import Dropped, Manifest, PreparedDataset
 
 _MOST_CHARACTERS = 1500
 
@@ -19,12 +21,14 @@ _EPILOG = """\
 examples:
   dftune prepare recipes/examples/gsm8k-tiny.yaml
   dftune prepare my.yaml data.source=rows.csv data.columns.problem=question data.columns.solution=output
+  dftune prepare pairs.yaml data.columns.problem=prompt data.columns.solution=chosen data.columns.negatives=rejected
   dftune prepare my.yaml data.max_length=1024 --force
 
 The source (recipe key `data.source`) is a JSONL, JSON, CSV or parquet file, a folder of such files, a dataset saved
 with save_to_disk, or a Hugging Face dataset id. Every row is checked, filtered, rendered in the prompt format and
-tokenised with the model's tokenizer. The completion is trained on, the prompt is not. Every row that is left out is
-counted with its reason.
+tokenised with the model's tokenizer. The completion is trained on, the prompt is not. With `data.columns.negatives`
+the other completions of the same problem are prepared too. Every row and every negative that is left out is counted
+with its reason.
 
 Written to `data.prepared`: train.parquet, validation.parquet, manifest.json and the tokenizer. A folder that already
 holds exactly this is left as it is; one that was prepared otherwise is replaced only with --force. `dftune train`
@@ -63,11 +67,13 @@ def run(args: argparse.Namespace) -> int:
 def summarize(manifest: Manifest) -> str:
     """Counts by reason, sizes of the splits and statistics of the tokens, as an aligned text."""
     counts = manifest["counts"]
-    lines = [("rows read", counts["rows_read"], "")]
-    for reason, dropped in counts["dropped"].items():
-        where = "; ".join(dropped["examples"][:2])
-        lines.append((f"  {reason}", -dropped["count"], f"e.g. {where}"))
+    lines = [("rows read", counts["rows_read"], ""), *_left_out(counts["dropped"])]
     lines += [("training rows", manifest["num_train"], ""), ("held-out rows", manifest["num_validation"], "")]
+    if "negatives" in manifest:
+        negatives = manifest["negatives"]
+        per_row = negatives["per_row"]
+        lines += [("negatives read", negatives["read"], ""), *_left_out(negatives["dropped"])]
+        lines.append(("negatives", negatives["kept"], f"{per_row['min']} to {per_row['max']} a row"))
     wide = max(len(label) for label, _, _ in lines)
     text = [f"{label:<{wide}} {count:>12,}   {note}".rstrip() for label, count, note in lines]
     names = ("min", "mean", "median", "p95", "max", "sum")
@@ -81,24 +87,36 @@ def summarize(manifest: Manifest) -> str:
     return "\n".join(text)
 
 
+def _left_out(reasons: Mapping[str, Dropped]) -> list[tuple[str, int, str]]:
+    return [
+        (f"  {reason}", -dropped["count"], f"e.g. {'; '.join(dropped['examples'][:2])}")
+        for reason, dropped in reasons.items()
+    ]
+
+
 def show_example(dataset: PreparedDataset) -> str:
-    """The first training example as the model will see it, decoded from its tokens."""
+    """The first training example as the model will see it, with its first negative, decoded from their tokens."""
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer_folder)
     tokens, supervised = dataset.input_ids("train", 0), dataset.completion_mask("train", 0)
     num_prompt, num_completion = int((~supervised).sum()), int(supervised.sum())
     end = tokenizer.convert_ids_to_tokens(int(tokens[-1]))
-    return "\n".join(
-        [
-            f"first training example, {dataset.ids('train')[0]}",
-            f"--- prompt: {num_prompt} tokens, not trained on ".ljust(100, "-"),
-            _shortened(tokenizer.decode(tokens[~supervised])),
-            f"--- completion: {num_completion} tokens, trained on, {end} among them ".ljust(100, "-"),
-            _shortened(tokenizer.decode(tokens[supervised])),
-            "-" * 100,
+    lines = [
+        f"first training example, {dataset.ids('train')[0]}",
+        f"--- prompt: {num_prompt} tokens, not trained on ".ljust(100, "-"),
+        _shortened(tokenizer.decode(tokens[~supervised])),
+        f"--- completion: {num_completion} tokens, trained on, {end} among them ".ljust(100, "-"),
+        _shortened(tokenizer.decode(tokens[supervised])),
+    ]
+    if dataset.train.negatives is not None:
+        _, negative = dataset.train.group(0, num_negatives=1)
+        completion = negative.input_ids[negative.completion_mask]
+        lines += [
+            f"--- negative {negative.id}: {len(completion)} tokens, {end} among them ".ljust(100, "-"),
+            _shortened(tokenizer.decode(completion)),
         ]
-    )
+    return "\n".join([*lines, "-" * 100])
 
 
 def _shortened(text: str) -> str:
