@@ -13,7 +13,7 @@ from dftune.recipe import Recipe, load_recipe
 
 @pytest.fixture(scope="session")
 def addition_file(tmp_path_factory) -> Path:
-    """120 additions with their sums in words and a box."""
+    """120 additions with their sums in words and a box, and two wrong answers to each."""
     rng = random.Random(0)
     path = tmp_path_factory.mktemp("data") / "addition.jsonl"
     rows = []
@@ -25,6 +25,7 @@ def addition_file(tmp_path_factory) -> Path:
                 "problem": f"What is {a} + {b}?",
                 "solution": f"{a} plus {b} is {a + b}, so the answer is \\boxed{{{a + b}}}.",
                 "answer": str(a + b),
+                "wrong": [f"{a} plus {b} is \\boxed{{{a + b + off}}}." for off in (1, 10)],
             }
         )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

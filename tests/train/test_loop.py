@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.runs import assert_same_run, rows_of, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dftune.data.prepare import prepared
 from dftune.data.prompts import get_format
-from dftune.files import read_json, read_jsonl
+from dftune.files import read_json
 from dftune.train.checkpoint import list_checkpoints
 from dftune.train.loop import train
 from dftune.train.step import NonFiniteError
@@ -28,30 +29,8 @@ ALWAYS_LOGGED = {
 }
 
 
-def run(recipe, **options):
-    return train(recipe, prepared(recipe), say=lambda line: None, **options)
-
-
-def rows_of(folder: Path, kind: str) -> dict[int, dict]:
-    rows = read_jsonl(folder / "events.jsonl", partial_last_line=True)
-    return {row["step"]: row for row in rows if row["kind"] == kind}  # the last row of a step counts
-
-
 def command(path: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "dftune", "train", str(path), *arguments]
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """The same weights, bit for bit, and the same metrics but for time and memory."""
-    left, right = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
-    left_rows, right_rows = (rows_of(folder, "train") for folder in (first, second))
-    assert left_rows.keys() == right_rows.keys()
-    for step, row in left_rows.items():
-        for key in row.keys() - {"time", "tokens_per_s", "peak_memory_bytes"}:
-            assert row[key] == right_rows[step][key], (step, key)
 
 
 def test_a_run_leaves_a_folder_that_explains_itself(make_recipe):
