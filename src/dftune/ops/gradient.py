@@ -78,12 +78,12 @@ class ScaledRows:
 
     def __init__(self, head: Head, factor: Tensor) -> None:
         self.factor = factor
-        out = head.buffers.take("scaled", head.hidden.shape, head.wide)
+        self.hidden = head.buffers.take("scaled", head.hidden.shape, head.operand)
         if head.operand == head.wide:
-            self.hidden = torch.mul(head.hidden, factor.unsqueeze(1), out=out)
+            torch.mul(head.hidden, factor.unsqueeze(1), out=self.hidden)
         else:
-            out.copy_(head.hidden).mul_(factor.unsqueeze(1))
-            self.hidden = head.buffers.take("scaled", head.hidden.shape, head.operand).copy_(out)
+            between = head.buffers.take("product", head.hidden.shape, head.wide)
+            self.hidden.copy_(between.copy_(head.hidden).mul_(factor.unsqueeze(1)))
 
 
 class HeadGradients:

@@ -41,10 +41,10 @@ def choose_route(
 ) -> Route:
     """The route of a call.
 
-    A few logits are simply made. Without gradients it is the forward of *recompute*, which keeps nothing. A frozen head takes two matrix products
-    whatever the objective, unless the entropy needs a gradient. Otherwise an objective that adds up over groups of
-    rows which fit the budget is evaluated in one pass. For log-probabilities whose use is not known, probabilities are
-    stored where they fit, and made again where they do not.
+    A few logits are simply made. Without gradients it is the forward of *recompute*, which keeps nothing. A frozen
+    head takes two matrix products whatever the objective, unless the entropy needs a gradient. Otherwise an objective
+    that adds up over groups of rows which fit the budget is evaluated in one pass. For log-probabilities whose use is
+    not known, probabilities are stored where they fit, and made again where they do not.
 
     Args:
         num_tokens: rows to score.
