@@ -1,5 +1,7 @@
 """Every objective that fixed data can train, trained: whole runs on a tiny model, broken off and taken up again."""
 
+import hashlib
+import math
 import shutil
 
 import pytest
@@ -126,7 +128,25 @@ def test_an_objective_of_ones_own_trains_and_its_file_s_digest_is_in_the_manifes
     rows = rows_of(folder.path, "train")
     assert sorted(rows) == [3, 6, 8]
     assert all(row["entropy_of_mine"] > 0 for row in rows.values())
-    import hashlib  # noqa: PLC0415
-
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert read_json(folder.path / "manifest.json")["objective"]["file_sha256"] == digest
+
+
+def test_validation_takes_the_held_out_rows_as_one_batch_however_they_are_split(make_recipe):
+    found = []
+    for name, tokens in (("wide", 2000), ("narrow", 130)):
+        overrides = ("objective.name=talr", f"train.micro_batch_tokens={tokens}", "train.steps=1")
+        found.append(rows_of(run(make_recipe(name, overrides)[0]).path, "validation")[0])
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-6)
+    assert 0 < found[0]["entropy"] <= math.log(300)
+    assert 0 <= found[0]["top1"] < 0.2
+
+
+def test_statistics_for_the_log_are_taken_on_the_steps_that_are_logged(make_recipe):
+    """The weights do not notice: a run logged every step is the one logged every fourth."""
+    models = []
+    for every in (1, 4):
+        folder = run(make_recipe(f"every-{every}", (f"train.log_every={every}",))[0])
+        assert all(0 <= row["top1"] <= 1 for row in rows_of(folder.path, "train").values())
+        models.append(load_file(folder.model / "model.safetensors"))
+    assert all(torch.equal(models[1][name], tensor) for name, tensor in models[0].items())
