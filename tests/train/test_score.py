@@ -74,4 +74,4 @@ def test_the_route_follows_from_scope_needs_budget_and_a_frozen_head(objective, 
     """Over a vocabulary of 50, 160 MiB hold 838,860 rows of float32."""
     model = make_scored("llama-untied")
     model.model.lm_head.weight.requires_grad_(not frozen)
-    assert route_of(model, get_objective(objective), make_examples(4), num_tokens) == expected
+    assert route_of(model, get_objective(objective), lambda: make_examples(4), num_tokens) == expected

@@ -131,7 +131,7 @@ class _Run:
         )
         self.how = Pass(
             self.provider.supply,
-            route=route_of(self.model, self.objective, self.examples.all(), recipe.train.micro_batch_tokens),
+            route=route_of(self.model, self.objective, self.examples.all, recipe.train.micro_batch_tokens),
             normalization=recipe.train.normalization,
         )
         self._prepare_export()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,15 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def route_of(model: ScoredModel, objective: Objective, examples: Sequence[Example], num_tokens: int) -> str:
+def route_of(
+    model: ScoredModel, objective: Objective, examples: Callable[[], Iterable[Example]], num_tokens: int
+) -> str:
     """The scorer's route of a whole run, as its largest micro-batch needs it.
 
     Args:
         model: its head decides.
         objective: what it mixes and needs decides.
-        examples: the longest of them, or of their groups, must fit into a part.
+        examples: gives them all; the longest of them, or of their groups, must fit into a part.
         num_tokens: most tokens in a micro-batch.
     """
     head = model.model.get_output_embeddings().weight
@@ -72,7 +74,7 @@ def route_of(model: ScoredModel, objective: Objective, examples: Sequence[Exampl
         longest = 1
     elif scope != "batch":
         key = (lambda example: example.group or example.id) if scope == "group" else (lambda example: example.id)
-        longest = max(sum(int(one.completion_mask[1:].sum()) for one in part) for _, part in groupby(examples, key))
+        longest = max(sum(int(one.completion_mask[1:].sum()) for one in part) for _, part in groupby(examples(), key))
     if "ref_kl" in objective.needs:
         longest = None
     return choose_route(
