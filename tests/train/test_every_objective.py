@@ -155,3 +155,13 @@ def test_statistics_for_the_log_are_taken_on_the_steps_that_are_logged(make_reci
         assert all(0 <= row["top1"] <= 1 for row in rows_of(folder.path, "train").values())
         models.append(load_file(folder.model / "model.safetensors"))
     assert all(torch.equal(models[1][name], tensor) for name, tensor in models[0].items())
+
+
+@pytest.mark.parametrize("name", ["asft", "asft k3", "talr", "dpo"])
+def test_in_bfloat16_the_first_step_is_that_of_float32_up_to_rounding(make_recipe, name):
+    rows = []
+    for precision in ("fp32", "bf16"):
+        overrides = (*RUNS[name], f"train.precision={precision}", "train.steps=1", "train.micro_batch_tokens=300")
+        rows.append(rows_of(run(make_recipe(precision, overrides)[0]).path, "train")[1])
+    assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=0.02)
+    assert rows[1]["grad_norm"] == pytest.approx(rows[0]["grad_norm"], rel=0.05)

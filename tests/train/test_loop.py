@@ -209,6 +209,8 @@ def test_a_world_that_was_not_asked_for_is_refused(make_recipe):
         (("data.prompt_format=qwen-boxed",), "<|im_end|>"),
         (("data.prompt_format=chat",), "chat template"),
         (("train.device=cuda",), "cuda"),
+        (("objective.name=ppo",), "needs rollouts with advantages"),
+        (("objective.name=psft",), "Set train.inner_loop"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_screen(make_recipe, overrides, expected):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,6 +53,16 @@ def test_they_are_computed_once(tmp_path):
     second = compute(tmp_path, examples, batches=again)
     assert again.asked == 0
     assert torch.equal(first.of(["e3", "e4"]), second.of(["e3", "e4"]))
+
+
+def test_of_two_that_want_the_same_at_once_one_computes_and_the_other_waits(tmp_path):
+    examples = make_examples(40)
+    batches = [Counting(), Counting()]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(compute, tmp_path, examples, batches=each) for each in batches]
+        first, second = (job.result() for job in jobs)
+    assert sorted(each.asked for each in batches) == [0, 40]
+    assert torch.equal(first.of(["e7"]), second.of(["e7"]))
 
 
 def test_work_that_was_cut_short_is_taken_up_where_it_was(tmp_path):
