@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from dftune.evaluate.metrics import (
+    Spread,
     accuracy_estimate,
     detectable_difference,
+    matched_differences,
     paired_difference,
+    pool_spreads,
+    seed_spread,
     sign_flip_p_value,
     student_t_quantile,
     wilson_interval,
@@ -201,3 +205,87 @@ def test_a_difference_of_the_detectable_size_is_found_about_four_times_in_five()
         sizes.append(difference.detectable)
     assert np.mean(sizes) == pytest.approx(0.135, abs=0.005)  # sqrt((p q + p' q') / 200) * 2.8
     assert 0.7 <= found / 200 <= 0.88
+
+
+# --- Seed variance pooled over conditions -----------------------------------------------------------
+
+
+def test_pooling_weighs_variances_by_their_degrees_of_freedom() -> None:
+    # Seed means 0, 1 and 0, 1/2, 1: variances 1/2 and 1/4 with 1 and 2 degrees, so (1/2 + 2/4) / 3.
+    two, three = seed_spread([[0, 1], [0, 1]]), seed_spread([[0, 0, 1], [0, 1, 1]])
+    assert two == Spread(0.5, 1)
+    assert three == Spread(0.25, 2)
+    pooled = pool_spreads([two, None, three])
+    assert pooled is not None
+    assert (pooled.variance, pooled.degrees, pooled.num_pooled) == pytest.approx((1 / 3, 3, 2))
+
+
+def test_one_seed_has_no_spread_and_nothing_pools_to_nothing() -> None:
+    assert seed_spread([[1], [0]]) is None
+    assert pool_spreads([None]) is None
+
+
+def test_degrees_of_comparisons_with_one_reference_match_their_simulated_variance() -> None:
+    # A scaled chi-squared with mean m and variance v has 2 m^2 / v degrees of freedom.
+    generator = np.random.default_rng(2)
+    seeds = generator.normal(size=(100_000, 4, 2))
+    variances = (seeds[:, 1:] - seeds[:, :1]).var(axis=2, ddof=1).mean(axis=1)
+    pooled = pool_spreads([Spread(1.0, 1.0)] * 3, overlap=0.25)
+    assert pooled is not None
+    assert pooled.degrees == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.05)
+
+
+def test_a_calm_condition_takes_the_pooled_variance_and_a_restless_one_keeps_its_own() -> None:
+    rows = [[1, 0], [1, 0], [1, 1], [0, 0]]  # 1/24 over questions, 1/8 between seeds (above)
+    calm = accuracy_estimate(rows, pooled=Spread(0.5, 4))
+    restless = accuracy_estimate(rows, pooled=Spread(0.01, 4))
+    assert calm.standard_error == pytest.approx(math.sqrt(1 / 24 + 0.5 / 2))
+    assert restless.standard_error == pytest.approx(math.sqrt(1 / 24 + 1 / 16))
+
+
+def test_pooled_degrees_of_freedom_enter_satterthwaites_formula() -> None:
+    # Every question is won by both seeds or lost by both: no variance over seeds but the pooled one.
+    ours, theirs = [[1, 1]] * 3 + [[0, 0]] * 3, [[0, 0]] * 3 + [[1, 1]] * 3
+    found = paired_difference(ours, theirs, seeds_match=True, pooled=Spread(0.2, 3))
+    over_questions, over_seeds = 8 / 7 / 8, 0.1  # six questions and two pseudo-questions of -1 and 1
+    degrees = (over_questions + over_seeds) ** 2 / (over_questions**2 / 7 + over_seeds**2 / 3)
+    reach = student_t_quantile(0.975, degrees) * math.sqrt(over_questions + over_seeds)
+    assert found.standard_error == pytest.approx(math.sqrt(over_questions + over_seeds))
+    assert found.high == pytest.approx(min(1.0, reach))
+
+
+def test_without_matching_seeds_both_sides_take_the_pooled_variance_as_one_part() -> None:
+    ours, theirs = [[1, 1, 1], [0, 0, 0]] * 10, [[0, 0], [1, 1]] * 10
+    found = paired_difference(ours, theirs, seeds_match=False, pooled=Spread(0.06, 3))
+    over_questions = 22 / 21 / 22  # twenty questions and two pseudo-questions of -1 and 1
+    assert found.standard_error == pytest.approx(math.sqrt(over_questions + 0.06 / 3 + 0.06 / 2))
+
+
+@pytest.mark.parametrize(
+    ("seed_sds", "least", "least_of_one"),
+    [
+        ((0.05, 0.05, 0.05, 0.05), 0.95, 0.94),
+        ((0.02, 0.06, 0.02, 0.06), 0.94, 0.91),
+        ((0.02, 0.02, 0.02, 0.06), 0.94, 0.88),
+    ],
+)
+def test_pooled_intervals_cover_the_truth_with_equal_and_with_unequal_spreads(
+    seed_sds: tuple[float, ...], least: float, least_of_one: float
+) -> None:
+    generator = np.random.default_rng(13)
+    num, accuracy, differences = 120, np.zeros(4), np.zeros(2)
+    for _ in range(num):
+        easy = 0.2 + 0.6 * generator.beta(0.9, 0.6, size=(60, 1))  # mean 0.56; far from 0 and 1, so nothing is clipped
+        shifts = [generator.normal(0, sd, (1, 2)) for sd in seed_sds]
+        conditions = [(generator.random((60, 2)) < easy + shift).astype(float).tolist() for shift in shifts]
+        pairs = [(conditions[0], conditions[1]), (conditions[2], conditions[3])]
+        pooled = pool_spreads(seed_spread(one) for one in conditions)
+        of_pairs = pool_spreads(seed_spread(matched_differences(*pair)) for pair in pairs)
+        estimates = [accuracy_estimate(one, pooled=pooled) for one in conditions]
+        found = [paired_difference(*pair, seeds_match=True, pooled=of_pairs) for pair in pairs]
+        accuracy += [one.low <= 0.56 <= one.high for one in estimates]
+        differences += [one.low <= 0 <= one.high for one in found]
+    assert accuracy.mean() / num >= least
+    assert accuracy.min() / num >= least_of_one
+    assert differences.mean() / num >= least
+    assert differences.min() / num >= least_of_one

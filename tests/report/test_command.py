@@ -15,7 +15,7 @@ def test_report_prints_verdict_table_and_path_and_writes_both_files(
 ) -> None:
     assert main(["report", str(study), "--output", str(tmp_path / "out"), "--title", "My study"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("On arith.greedy (200 questions), dynamic_ft answers ")
+    assert printed.startswith("On arith (200 questions), dynamic_ft answers ")
     assert "| condition " in printed
     assert printed.rstrip().endswith(f"Report: {tmp_path / 'out' / 'report.html'}")
     assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8").startswith("# My study\n")

@@ -200,6 +200,11 @@ def test_method_holds_recipe_versions_hardware_commands_and_data(page: Page) -> 
         assert wanted in page.text
 
 
+def test_the_method_says_that_seed_variance_is_pooled_and_over_how_many(page: Page) -> None:
+    assert "pooled over 2 conditions" in page.text
+    assert "Pooling takes seeds to vary alike in all conditions" in page.text
+
+
 def test_two_reports_of_the_same_runs_are_the_same_bytes(study: Path, tmp_path: Path) -> None:
     first, second = (report.build([study], tmp_path / name) for name in ("a", "b"))
     assert first.html.read_bytes() == second.html.read_bytes()
@@ -208,7 +213,7 @@ def test_two_reports_of_the_same_runs_are_the_same_bytes(study: Path, tmp_path: 
 
 def test_markdown_holds_the_verdict_and_the_tables(study: Path, tmp_path: Path) -> None:
     text = report.build([study], tmp_path).markdown.read_text(encoding="utf-8")
-    assert text.startswith("# dynamic_ft against sft\n\nOn arith.greedy (200 questions), dynamic_ft answers ")
+    assert text.startswith("# dynamic_ft against sft\n\nOn arith (200 questions), dynamic_ft answers ")
     assert "| condition " in text
     assert "| sft-seed1 " in text
 

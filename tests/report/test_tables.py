@@ -25,9 +25,10 @@ def make_run(name: str, objective: str, seed: int, **recipe: Any) -> Run:
 
 
 def write_scored(folder: Path, name: str, objective: str, seed: int, verdicts: str, **settings: Any) -> Path:
-    """A finished run with one evaluation after 10 steps."""
+    """A finished run with one evaluation after 10 steps; ``source`` names its training data."""
     run = folder / name
-    write_text(run / "recipe.yaml", yaml.safe_dump(make_recipe(name, {"name": objective}, seed)))
+    data = {"source": source} if (source := settings.pop("source", None)) else {}
+    write_text(run / "recipe.yaml", yaml.safe_dump(make_recipe(name, {"name": objective}, seed, **data)))
     write_manifest(run, "train", seed, {"name": objective})
     write_text(
         run / "events.jsonl",
@@ -133,6 +134,50 @@ def test_accuracy_gain_and_paired_difference_are_the_values_worked_by_hand(tmp_p
     assert sft.versus is None
 
 
+def write_seeds(folder: Path, objective: str, *right: int, **settings: Any) -> None:
+    """Runs with seeds 0, 1, ... that answer so many of 100 questions, the first ones."""
+    for seed, number in enumerate(right):
+        name = f"{settings.get('source', '')}{objective}{seed}"
+        write_scored(folder, name, objective, seed, "1" * number + "0" * (100 - number), **settings)
+
+
+def test_seed_variance_is_pooled_over_conditions_and_over_matched_comparisons(tmp_path: Path) -> None:
+    write_seeds(tmp_path, "sft", 40, 44, source="a.jsonl")
+    write_seeds(tmp_path, "dynamic_ft", 60, 70, source="a.jsonl")
+    write_seeds(tmp_path, "sft", 50, 50, source="b.jsonl")
+    write_seeds(tmp_path, "dynamic_ft", 80, 82, source="b.jsonl")
+    table = table_of(tmp_path)
+    spreads = table.spreads[table.columns[0]]
+    assert spreads.conditions is not None
+    assert spreads.differences is not None
+    # Half of the squared distance of two seeds: 8, 50, 0 and 2 squared points; of the differences, (6, 2): 18 and 2.
+    assert (spreads.conditions.variance, spreads.conditions.degrees) == pytest.approx((15e-4, 4))
+    assert (spreads.differences.variance, spreads.differences.degrees) == pytest.approx((10e-4, 2))
+    assert (spreads.conditions.num_pooled, spreads.differences.num_pooled) == (4, 2)
+
+
+def test_comparisons_with_one_reference_pool_fewer_degrees_than_comparisons(tmp_path: Path) -> None:
+    write_seeds(tmp_path, "sft", 40, 44)
+    write_seeds(tmp_path, "dynamic_ft", 60, 70)
+    write_seeds(tmp_path, "power", 50, 50)
+    table = table_of(tmp_path)
+    differences = table.spreads[table.columns[0]].differences
+    assert differences is not None
+    assert differences.degrees == pytest.approx(2 / 1.25)
+
+
+def test_a_consistent_gap_over_two_seeds_is_seen_with_the_seeds_of_other_conditions(tmp_path: Path) -> None:
+    write_seeds(tmp_path, "sft", 58, 60, source="a.jsonl")
+    write_seeds(tmp_path, "dynamic_ft", 30, 17, source="a.jsonl")
+    alone = cell_of(table_of(tmp_path), "dynamic_ft").versus
+    write_seeds(tmp_path, "sft", 54, 53, source="b.jsonl")
+    write_seeds(tmp_path, "dynamic_ft", 70, 62, source="b.jsonl")
+    together = cell_of(table_of(tmp_path), "dynamic_ft (source a)").versus
+    assert alone is not None
+    assert together is not None
+    assert (alone.sign, together.sign) == (0, -1)
+
+
 def test_one_seed_and_one_sample_show_wilsons_interval(tmp_path: Path) -> None:
     write_scored(tmp_path, "s0", "sft", 0, "1110000000")
     estimate = cell_of(table_of(tmp_path), "sft").estimate
@@ -236,7 +281,18 @@ def test_scores_taken_in_different_ways_are_noted_but_sampling_seeds_may_differ(
     write_scored(tmp_path, "s2", "sft", 2, "1100", sampling={"temperature": 0.7, "seed": 2}, step=12)
     found = notes_of(tmp_path)
     assert "differ in sampling: temperature 0.0; temperature 0.7" in found
-    assert "different numbers of steps: s0 after 10, s1 after 10, s2 after 12" in found
+    assert "sft averages runs scored on arith.greedy after 10 and 12 steps." in found
+
+
+def test_numbers_of_steps_are_noted_only_between_a_condition_and_its_reference(tmp_path: Path) -> None:
+    for source, step in (("a", 10), ("b", 20)):
+        for objective in ("sft", "dynamic_ft"):
+            write_scored(tmp_path, f"{source}-{objective}", objective, 0, "1100", source=f"{source}.jsonl", step=step)
+    assert "steps" not in notes_of(tmp_path)
+    write_evaluation(tmp_path / "b-dynamic_ft", 1500, verdict_rows("1100"))
+    assert notes_of(tmp_path) == (
+        "dynamic_ft (source b) was scored on arith.greedy after 1,500 steps, sft (source b) after 20."
+    )
 
 
 def test_a_run_without_its_end_is_noted(tmp_path: Path) -> None:
@@ -255,7 +311,7 @@ def test_the_verdict_names_a_winner_outside_the_noise(tmp_path: Path) -> None:
     write_scored(tmp_path, "d0", "dynamic_ft", 0, "1" * 70 + "0" * 30)
     words = verdict(table_of(tmp_path))
     assert words.startswith(
-        "On arith.greedy (100 questions), dynamic_ft answers 30.0 points more than sft (95 % interval "
+        "On arith (100 questions), dynamic_ft answers 30.0 points more than sft (greedy, 95 % interval "
     )
     assert "rests on one seed" in words
 
@@ -274,10 +330,35 @@ def test_the_verdict_claims_no_winner_inside_the_noise(tmp_path: Path) -> None:
     write_scored(tmp_path, "d0", "dynamic_ft", 0, "10" * 19 + "11")
     words = verdict(table_of(tmp_path))
     assert words.startswith(
-        "On arith.greedy (40 questions) the difference between dynamic_ft and sft, +2.5 points, is within the noise"
+        "On arith (40 questions), the difference between dynamic_ft and sft is within the noise: +2.5 points (greedy, "
     )
     assert "more than" not in words
     assert "fewer than" not in words
+
+
+def test_one_sentence_compares_a_pair_under_both_protocols(tmp_path: Path) -> None:
+    for source, right in (("noisy", 60), ("clean", 31)):
+        for objective, number in (("sft", 30), ("dynamic_ft", right)):
+            name, verdicts = f"{source}-{objective}", "1" * number + "0" * (100 - number)
+            run = write_scored(tmp_path, name, objective, 0, verdicts, source=f"{source}.jsonl")
+            write_evaluation(run, 10, verdict_rows(verdicts), protocol="sample")
+    words = verdict(table_of(tmp_path))
+    ends = "20.0 to 38.8"  # Bonett and Price at 30 of 100 won: 30/102 -+ 1.9838 sqrt((32/102 - (30/102)^2) / 101)
+    assert words.startswith(
+        "On arith (100 questions), trained on noisy: dynamic_ft answers 30.0 points more than sft "
+        f"(greedy, 95 % interval {ends}) and 30.0 points more when sampled ({ends}). "
+        "Trained on clean: the difference between dynamic_ft and sft is within the noise: +1.0 points (greedy, "
+    )
+    assert words.count("can go unnoticed here") == 1
+
+
+def test_what_is_clear_under_one_protocol_alone_is_said_first(tmp_path: Path) -> None:
+    for objective, greedy, sampled in (("sft", 30, 30), ("dynamic_ft", 31, 60)):
+        run = write_scored(tmp_path, objective, objective, 0, "1" * greedy + "0" * (100 - greedy))
+        write_evaluation(run, 10, verdict_rows("1" * sampled + "0" * (100 - sampled)), protocol="sample")
+    words = verdict(table_of(tmp_path))
+    assert "dynamic_ft answers 30.0 points more than sft (sampled, 95 % interval 20.0 to 38.8); " in words
+    assert "with greedy decoding the difference is within the noise (+1.0 points, " in words
 
 
 def test_two_seeds_are_said_to_be_few_and_three_are_not(tmp_path: Path) -> None:

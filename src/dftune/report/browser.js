@@ -133,6 +133,11 @@
     box.append(button);
   }
 
+  function rightAndNot(one, other) {
+    if (!one.details || one.details !== other.details) return `${one.label} right, ${other.label} not`;
+    return `${one.details}: ${one.name} right, ${other.name} not`;
+  }
+
   function presets() {
     const box = make("div", "presets");
     const none = data.conditions.map(() => "");
@@ -143,7 +148,7 @@
         const wanted = none.slice();
         wanted[right] = "correct";
         wanted[wrong] = NOT_CORRECT;
-        preset(box, `${data.conditions[right].label} right, ${data.conditions[wrong].label} not`, wanted);
+        preset(box, rightAndNot(data.conditions[right], data.conditions[wrong]), wanted);
       }
     }
     controls.append(box);

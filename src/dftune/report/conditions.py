@@ -61,6 +61,16 @@ class Condition:
     scored: Mapping[Column, tuple[Scored, ...]] = field(default_factory=dict)
     group: Group | None = None
 
+    @property
+    def details(self) -> str:
+        """What tells it from other conditions of its name: ``source noisy, alpha 0.5``."""
+        return ", ".join(shown for _, shown in self.group.details) if self.group else ""
+
+    @property
+    def name(self) -> str:
+        """The label without its details."""
+        return self.label.removesuffix(f" ({self.details})") if self.details else self.label
+
 
 def find_columns(runs: Sequence[Run]) -> tuple[Column, ...]:
     """Every benchmark and protocol that any run was evaluated on."""

@@ -23,6 +23,7 @@ class Group:
     Attributes:
         label: the objective, and the recipe keys in which the groups of this report differ.
         objective: its name.
+        details: those keys with their values, ``(("data.source", "source noisy"), ...)``.
         settings: the recipe as ``{"a.b": value}``, without what may differ between replicates.
         runs: by seed.
     """
@@ -31,6 +32,7 @@ class Group:
     objective: str
     settings: Row
     runs: tuple[Run, ...]
+    details: tuple[tuple[str, str], ...] = ()
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
@@ -50,10 +52,9 @@ def group_runs(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]
     unique = [_one_per_seed(group, notes) for group in members.values()]
     unique.sort(key=lambda group: group[0].objective != "sft")  # stable: the order of appearance otherwise
     settings = [condition(group[0]) for group in unique]
-    labels = _labels([group[0].objective or group[0].name for group in unique], settings)
     groups = tuple(
-        Group(label, group[0].objective, values, tuple(group))
-        for label, values, group in zip(labels, settings, unique, strict=True)
+        Group(_label(group[0].objective or group[0].name, details), group[0].objective, values, tuple(group), details)
+        for details, values, group in zip(_details(settings), settings, unique, strict=True)
     )
     return tuple(_beside_references(groups)), tuple(notes)
 
@@ -99,18 +100,22 @@ def _one_per_seed(runs: Sequence[Run], notes: list[str]) -> list[Run]:
     return [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: -1 if seed is None else seed)]
 
 
-def _labels(names: Sequence[str], settings: Sequence[Row]) -> list[str]:
-    """``NAME (key value, ...)`` with the keys in which groups differ, each by the shortest ending that names it."""
+def _label(name: str, details: Sequence[tuple[str, str]]) -> str:
+    """``NAME (key value, ...)``."""
+    return f"{name} ({', '.join(shown for _, shown in details)})" if details else name
+
+
+def _details(settings: Sequence[Row]) -> list[tuple[tuple[str, str], ...]]:
+    """The keys in which groups differ, each by the shortest ending that names it, with the value in each group."""
     keys = list(dict.fromkeys(key for values in settings for key in values))
     differing = [key for key in keys if key != "objective.name" and _differs(key, settings)]
     endings = Counter(key.rsplit(".", 1)[-1] for key in differing)
     short = {key: ending if endings[ending := key.rsplit(".", 1)[-1]] == 1 else key for key in differing}
     shown = {key: _shown([values.get(key) for values in settings]) for key in differing}
-    labels = []
-    for index, (name, values) in enumerate(zip(names, settings, strict=True)):
-        details = ", ".join(f"{short[key]} {shown[key][index]}" for key in differing if key in values)
-        labels.append(f"{name} ({details})" if details else name)
-    return labels
+    return [
+        tuple((key, f"{short[key]} {shown[key][index]}") for key in differing if key in values)
+        for index, values in enumerate(settings)
+    ]
 
 
 def _differs(key: str, settings: Sequence[Row]) -> bool:

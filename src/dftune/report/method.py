@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from dftune.evaluate.metrics import Spread
+from dftune.report.conditions import Column
 from dftune.report.load import Run, inner
 from dftune.report.tables import ResultTable
-from dftune.report.wording import count, duration, one_line, plural, size, visible
+from dftune.report.wording import count, duration, one_line, percent, plural, size, visible
 
 _PACKAGES = ("python", "torch", "transformers", "datasets", "safetensors", "numpy")
 
@@ -96,6 +99,25 @@ def _facts(table: ResultTable, runs: Sequence[Run]) -> Iterable[tuple[str, tuple
     for column in table.columns:
         settings = [one.settings for row in table.conditions for one in table.cell(row, column).evaluations]
         yield f"Evaluation on {table.name(column)}", _unique(_evaluation(one) for one in settings)
+    yield "Spread between seeds", _unique(_spread(table, column) for column in table.columns)
+
+
+def _spread(table: ResultTable, column: Column) -> str:
+    """The pooled standard deviations, and over how many conditions and comparisons they were pooled."""
+    spreads = table.spreads[column]
+    parts = [
+        f"{what} {percent(math.sqrt(spread.variance))} points ({_pooled(spread, thing)})"
+        for what, spread, thing in (
+            ("standard deviation", spreads.conditions, "condition"),
+            ("of a difference", spreads.differences, "comparison"),
+        )
+        if spread is not None
+    ]
+    return f"{table.name(column)}: {', '.join(parts)}" if parts else ""
+
+
+def _pooled(spread: Spread, thing: str) -> str:
+    return f"pooled over {plural(spread.num_pooled, thing)}" if spread.num_pooled > 1 else f"one {thing}"
 
 
 def _code(run: Run) -> str:

@@ -23,8 +23,8 @@ class Browser:
     """Everything the sample browser shows.
 
     Attributes:
-        conditions: columns, as ``{"label", "style", "reference"}``, the last being the position of the column that
-            this one is compared with, or null.
+        conditions: columns, as ``{"label", "name", "details", "style", "reference"}``, the last being the position of
+            the column that this one is compared with, or null.
         benchmarks: names of the columns of the result table.
         questions: as ``{"benchmark", "id", "problem", "target", "answers"}``; ``answers[c][s]`` is what seed s of
             condition c wrote, or null.
@@ -70,6 +70,8 @@ def build_browser(table: ResultTable, most_bytes: int = MOST_BYTES) -> Browser:
         conditions=tuple(
             {
                 "label": visible(row.label),
+                "name": visible(row.name),
+                "details": visible(row.details),
                 "style": row.style,
                 "reference": _position(table.compared_with.get(row.label), rows),
             }

@@ -6,13 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from dftune.evaluate.metrics import Difference, Estimate, accuracy_estimate, paired_difference
+from dftune.evaluate.metrics import (
+    Difference,
+    Estimate,
+    Spread,
+    accuracy_estimate,
+    matched_differences,
+    paired_difference,
+    pool_spreads,
+    seed_spread,
+)
 from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
 from dftune.report.groups import group_runs, name_of_reference, reference_of
 from dftune.report.load import OUTCOMES, Evaluation, Outcome, Run
 from dftune.report.wording import count
 
 Matrix = list[list[float]]
+Pair = tuple[Condition, Condition]
+
+SHARED_REFERENCE = 0.25
+"""Squared correlation of two differences that subtract the same seeds of one reference."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class SeedSpreads:
+    """How much seeds vary on one benchmark, over everything that was trained.
+
+    Attributes:
+        conditions: of the mean scores, pooled over conditions with several seeds.
+        differences: of the mean differences seed by seed, pooled over comparisons whose seeds match.
+    """
+
+    conditions: Spread | None = None
+    differences: Spread | None = None
+
+
+@dataclass(frozen=True)
 class ResultTable:
     """Everything the report says about scores.
 
@@ -100,6 +126,7 @@ class ResultTable:
         cells: by label of the condition, and column.
         compared_with: label of the reference, by label of the condition.
         notes: on runs that were left out of a group.
+        spreads: between seeds, by column.
     """
 
     columns: tuple[Column, ...]
@@ -107,6 +134,7 @@ class ResultTable:
     cells: Mapping[tuple[str, Column], Cell]
     compared_with: Mapping[str, str]
     notes: tuple[str, ...]
+    spreads: Mapping[Column, SeedSpreads]
 
     @property
     def trained(self) -> tuple[Condition, ...]:
@@ -138,15 +166,19 @@ def build_table(runs: Sequence[Run]) -> ResultTable:
     groups, notes = group_runs([run for run in runs if run.kind == "train"])
     columns = find_columns(runs)
     rows = find_conditions(groups, [run for run in runs if run.kind != "train"], columns)
-    cells = {(row.label, column): _score(row, column) for row in rows for column in columns}
     pairs = [(row, reference) for row in rows if (reference := _reference(row, rows)) is not None]
-    for row, reference in pairs:
-        name = name_of_reference(row.group, reference.group) if row.group and reference.group else reference.label
-        for column in columns:
-            key = (row.label, column)
-            cells[key] = _versus(cells[key], cells[reference.label, column], name)
+    cells: dict[tuple[str, Column], Cell] = {}
+    spreads = {}
+    for column in columns:
+        found = {row.label: _collect(row, column) for row in rows}
+        spreads[column] = _spreads(rows, pairs, found)
+        scored = {label: _score(cell, spreads[column]) for label, cell in found.items()}
+        for row, reference in pairs:
+            name = name_of_reference(row.group, reference.group) if row.group and reference.group else reference.label
+            scored[row.label] = _versus(scored[row.label], found[reference.label], name, spreads[column])
+        cells |= {(label, column): cell for label, cell in scored.items()}
     references = {row.label: reference.label for row, reference in pairs}
-    return ResultTable(columns, rows, cells, references, notes)
+    return ResultTable(columns, rows, cells, references, notes, spreads)
 
 
 def _reference(row: Condition, rows: Sequence[Condition]) -> Condition | None:
@@ -157,42 +189,68 @@ def _reference(row: Condition, rows: Sequence[Condition]) -> Condition | None:
     return rows[0] if row.kind == rows[0].kind == "model" and row is not rows[0] else None
 
 
-def _score(row: Condition, column: Column) -> Cell:
+def _collect(row: Condition, column: Column) -> Cell:
     found = row.scored.get(column, ())
     have = [one.run for one in found]
-    cell = Cell(
+    return Cell(
         scored=tuple(one for one in found if one.evaluation.complete),
         incomplete=tuple(_shortfall(one) for one in found if not one.evaluation.complete),
         missing=tuple(run.name for run in row.runs if run not in have) if row.kind == "trained" else (),
     )
+
+
+def _spreads(rows: Sequence[Condition], pairs: Sequence[Pair], cells: Mapping[str, Cell]) -> SeedSpreads:
+    """Pool the spread between seeds over the trained conditions, and over the pairs whose seeds match."""
+    trained = [_matrices(cells[row.label].evaluations, ())[0] for row in rows if row.kind == "trained"]
+    by_reference: dict[str, list[Spread | None]] = {}
+    for row, reference in pairs:
+        ours, theirs = cells[row.label], cells[reference.label]
+        scores, others = _matrices(ours.evaluations, theirs.evaluations)
+        if row.kind == "trained" and scores and _seeds(ours) == _seeds(theirs):
+            spread = seed_spread(matched_differences(scores, others))
+            by_reference.setdefault(reference.label, []).append(spread)
+    return SeedSpreads(
+        pool_spreads(seed_spread(scores) for scores in trained if scores),
+        pool_spreads(pool_spreads(found, SHARED_REFERENCE) for found in by_reference.values()),
+    )
+
+
+def _seeds(cell: Cell) -> list[int | None]:
+    return [one.run.seed for one in cell.scored]
+
+
+def _score(cell: Cell, spreads: SeedSpreads) -> Cell:
     scores, _ = _matrices(cell.evaluations, ())
     if not scores:
         return cell
     num_graded = cell.num_completions - cell.num_ungraded
-    return replace(cell, estimate=accuracy_estimate(scores, num_graded), gain=_gain(cell.scored))
+    estimate = accuracy_estimate(scores, num_graded, pooled=spreads.conditions)
+    return replace(cell, estimate=estimate, gain=_gain(cell.scored, spreads))
 
 
 def _shortfall(one: Scored) -> Shortfall:
     return Shortfall(one.run.name, len(one.evaluation.completions), one.evaluation.num_expected)
 
 
-def _gain(scored: Sequence[Scored]) -> Difference | None:
+def _gain(scored: Sequence[Scored], spreads: SeedSpreads) -> Difference | None:
     bases = [one.base for one in scored if one.base is not None and one.base.complete]
     if len(bases) < len(scored):
         return None
     if len({base.settings.get("model_fingerprint") for base in bases}) == 1:
         bases = bases[:1]
     scores, reference = _matrices([one.evaluation for one in scored], bases)
-    return paired_difference(scores, reference, seeds_match=True) if scores else None
+    # Against one fixed model seeds vary as the condition's do; against several nothing is known of them together.
+    pooled = spreads.conditions if len(bases) == 1 else None
+    return paired_difference(scores, reference, seeds_match=True, pooled=pooled) if scores else None
 
 
-def _versus(cell: Cell, other: Cell, name: str) -> Cell:
+def _versus(cell: Cell, other: Cell, name: str, spreads: SeedSpreads) -> Cell:
     scores, reference = _matrices(cell.evaluations, other.evaluations)
     if not scores or not cell.evaluations or not other.evaluations:
         return cell
-    ours, theirs = [one.run.seed for one in cell.scored], [one.run.seed for one in other.scored]
-    versus = paired_difference(scores, reference, seeds_match=ours == theirs)
-    return replace(cell, versus=versus, reference=name)
+    match = _seeds(cell) == _seeds(other)
+    pooled = spreads.differences if match else spreads.conditions
+    return replace(cell, versus=paired_difference(scores, reference, seeds_match=match, pooled=pooled), reference=name)
 
 
 def _matrices(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> tuple[Matrix, Matrix]:

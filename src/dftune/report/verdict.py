@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from dftune.evaluate.metrics import Difference
-from dftune.report.conditions import Column, Condition
+from dftune.report.conditions import Condition
 from dftune.report.load import Run
 from dftune.report.tables import Cell, ResultTable
 from dftune.report.wording import count, interval, listed, one_line, percent, plural, signed
@@ -17,65 +19,135 @@ MANY_COMPARISONS = 4
 MANY_GAINS = 6
 """More than a paragraph should list; the table has them."""
 
-Compared = tuple[Condition, Cell, Difference]
+Details = tuple[tuple[str, str], ...]
+
+_PROTOCOLS = {"greedy": ("greedy", "with greedy decoding"), "sample": ("sampled", "when sampled")}
+"""How a protocol is called at the first number of a sentence, and at further ones."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A condition against its reference on one benchmark, under every protocol that both were scored with.
+
+    Attributes:
+        benchmark: its name.
+        row: the condition.
+        reference: what the other one is called.
+        shared: details of both sides' labels in which they agree, ``(("data.source", "source noisy"),)``.
+        found: protocols and differences, the clear ones first.
+    """
+
+    benchmark: str
+    row: Condition
+    reference: str
+    shared: Details
+    found: tuple[tuple[str, Difference], ...]
 
 
 def verdict(table: ResultTable) -> str:
     """One paragraph. A winner is named only where interval and test both exclude zero."""
     if not table.columns:
         return "None of these runs holds an evaluation, so there is no score to compare; the charts show the training."
-    return " ".join([*_comparisons(table), *_gains(table), *_confidence(table), *_reservations(table)])
+    return " ".join([*_sentences(table), *_gains(table), *_confidence(table), *_reservations(table)])
 
 
-def _comparisons(table: ResultTable) -> Iterator[str]:
-    """What is clear, benchmark by benchmark, then what is not."""
-    compared = [(column, _compared(table, column)) for column in table.columns]
-    for column, found in compared:
-        clear = [(row, cell, versus) for row, cell, versus in found if versus.sign]
-        if clear:
-            yield f"On {_where(table, column, clear)}, {'; '.join(_clear(*one) for one in clear)}."
-    for column, found in compared:
-        unclear = [(row, cell, versus) for row, cell, versus in found if not versus.sign]
-        if unclear:
-            yield _unclear(_where(table, column, unclear), unclear)
-    num_compared = sum(len(found) for _, found in compared)
-    if num_compared > MANY_COMPARISONS:
-        yield f"These are {num_compared} comparisons, and where nothing differs one in twenty looks clear by chance."
-    if not num_compared and len([row for row in table.conditions if row.kind != "base"]) > 1:
+def _sentences(table: ResultTable) -> Iterator[str]:
+    """A sentence a comparison: benchmark by benchmark, and on each what is clear before what is not."""
+    compared = list(_comparisons(table))
+    benchmarks = list(dict.fromkeys(one.benchmark for one in compared))
+    for benchmark in benchmarks:
+        of_benchmark = [one for one in compared if one.benchmark == benchmark]
+        questions = plural(min(d.num_questions for one in of_benchmark for _, d in one.found), "question")
+        of_benchmark.sort(key=lambda one: one.found[0][1].sign == 0)
+        for index, one in enumerate(of_benchmark):
+            where = f"On {benchmark} ({questions})" if index == 0 else f"On {benchmark}" if len(benchmarks) > 1 else ""
+            yield _sentence(one, where)
+    differences = [difference for one in compared for _, difference in one.found]
+    noise = [difference for difference in differences if not difference.sign]
+    if noise:
+        yield f"True differences under about {_largest(noise)} points can go unnoticed here."
+    if len(differences) > MANY_COMPARISONS:
+        yield f"These are {len(differences)} comparisons; where nothing differs, one in twenty looks clear by chance."
+    if not compared and len([row for row in table.conditions if row.kind != "base"]) > 1:
         yield "No two conditions have complete evaluations on the same questions, so none is compared with another."
 
 
-def _compared(table: ResultTable, column: Column) -> list[Compared]:
-    cells = [(row, table.cell(row, column)) for row in table.conditions]
-    return [(row, cell, cell.versus) for row, cell in cells if cell.versus is not None]
+def _largest(differences: Sequence[Difference]) -> str:
+    return percent(max(difference.detectable for difference in differences))
 
 
-def _where(table: ResultTable, column: Column, found: Sequence[Compared]) -> str:
-    fewest = min(versus.num_questions for _, _, versus in found)
-    return f"{table.name(column)} ({plural(fewest, 'question')})"
+def _comparisons(table: ResultTable) -> Iterator[Comparison]:
+    versions = list(dict.fromkeys((column.benchmark, column.fingerprint) for column in table.columns))
+    names = Counter(name for name, _ in versions)
+    for version in versions:
+        shown = version[0] if names[version[0]] == 1 else f"{version[0]}, version {version[1][:6]}"
+        columns = [column for column in table.columns if (column.benchmark, column.fingerprint) == version]
+        for row in table.conditions:
+            cells = [(column.protocol, table.cell(row, column)) for column in columns]
+            found = [(protocol, cell.versus) for protocol, cell in cells if cell.versus is not None]
+            if found:
+                found.sort(key=lambda one: one[1].sign == 0)
+                reference = next(cell.reference for _, cell in cells if cell.versus is not None)
+                other = next(other for other in table.conditions if other.label == table.compared_with[row.label])
+                yield Comparison(shown, row, reference, _shared_details(row, other), tuple(found))
 
 
-def _clear(row: Condition, cell: Cell, versus: Difference) -> str:
-    more = "more" if versus.mean > 0 else "fewer"
-    ends = (versus.low, versus.high) if versus.mean > 0 else (-versus.high, -versus.low)
-    return (
-        f"{row.label} answers {percent(abs(versus.mean))} points {more} than {cell.reference} "
-        f"(95 % interval {interval(*ends)})"
+def _shared_details(row: Condition, reference: Condition) -> Details:
+    """The circumstances under which the two meet; none where they differ in more than the objective."""
+    ours, theirs = (
+        tuple(one for one in (side.group.details if side.group else ()) if not one[0].startswith("objective."))
+        for side in (row, reference)
     )
+    return ours if ours == theirs else ()
 
 
-def _unclear(where: str, found: Sequence[Compared]) -> str:
-    largest = percent(max(versus.detectable for _, _, versus in found))
-    if len(found) == 1:
-        ((row, cell, versus),) = found
-        return (
-            f"On {where} the difference between {row.label} and {cell.reference}, {signed(versus.mean)} points, is "
-            f"within the noise (95 % interval {interval(versus.low, versus.high)}; such a comparison sees differences "
-            f"from about {largest} points)."
-        )
-    amounts = [f"{row.label} {signed(versus.mean)} points against {cell.reference}" for row, cell, versus in found]
-    sees = f"such comparisons see differences from about {largest} points"
-    return f"On {where} within the noise: {listed(amounts)} ({sees})."
+def _sentence(one: Comparison, where: str) -> str:
+    circumstances, name = _circumstances(one)
+    opening = ", ".join(part for part in (where, circumstances) if part)
+    (protocol, first), *others = one.found
+    if first.sign:
+        more, ends = _amount(first)
+        begun = f"{name} answers {more} than {one.reference}"
+    else:
+        begun = f"the difference between {name} and {one.reference} is within the noise: {signed(first.mean)} points"
+        ends = interval(first.low, first.high)
+    begun = f"{begun} ({_PROTOCOLS.get(protocol, (protocol,))[0]}, 95 % interval {ends})"
+    sentence = f"{begun}{''.join(_further(first, other, protocol) for protocol, other in others)}."
+    sentence = f"{opening}{': ' if circumstances else ', '}{sentence}" if opening else sentence
+    # Names keep their case; the opening and the article are ours.
+    return sentence[0].upper() + sentence[1:] if opening or not first.sign else sentence
+
+
+def _circumstances(one: Comparison) -> tuple[str, str]:
+    """What both sides share and other comparisons do not, and the name of the condition without it."""
+    if not one.shared or one.row.group is None:
+        return "", one.row.label
+    own = [shown for key, shown in one.row.group.details if (key, shown) not in one.shared]
+    name = f"{one.row.name} ({', '.join(own)})" if own else one.row.name
+    return " ".join(_circumstance(key, shown) for key, shown in one.shared), name
+
+
+def _circumstance(key: str, shown: str) -> str:
+    return f"trained on {shown.split(' ', 1)[1]}" if key == "data.source" else f"with {shown}"
+
+
+def _amount(difference: Difference) -> tuple[str, str]:
+    """``13.0 points more`` and its interval, both as positive numbers."""
+    more = difference.mean > 0
+    ends = (difference.low, difference.high) if more else (-difference.high, -difference.low)
+    return f"{percent(abs(difference.mean))} points {'more' if more else 'fewer'}", interval(*ends)
+
+
+def _further(first: Difference, other: Difference, protocol: str) -> str:
+    """The same comparison under another protocol."""
+    when = _PROTOCOLS.get(protocol, ("", f"under {protocol}"))[1]
+    if other.sign:
+        more, ends = _amount(other)
+        return f" {'and' if other.sign == first.sign else 'but'} {more} {when} ({ends})"
+    amount = f"{signed(other.mean)} points, {interval(other.low, other.high)}"
+    if first.sign:
+        return f"; {when} the difference is within the noise ({amount})"
+    return f"; {when} as well ({amount})"
 
 
 def _gains(table: ResultTable) -> Iterator[str]:
@@ -104,10 +176,10 @@ def _confidence(table: ResultTable) -> Iterator[str]:
     if fewest == 1:
         yield (
             f"{what} rests on one seed and so speaks of these models, not of the way they were trained: "
-            "how much another seed would change is not known and not part of the intervals."
+            "how much another seed would change is not part of the intervals."
         )
     elif fewest < FEW_SEEDS:
-        yield f"{what} rests on {fewest} seeds: how much outcomes vary from seed to seed is itself only roughly known."
+        yield f"{what} rests on {fewest} seeds, so how much seeds vary is only roughly known."
 
 
 def _reservations(table: ResultTable) -> Iterator[str]:
@@ -184,11 +256,26 @@ def _setting(settings: Mapping[str, object], key: str) -> str:
 
 
 def _steps_differ(table: ResultTable) -> Iterator[str]:
-    for column in table.columns:
-        scored = [one for row in table.trained for one in table.cell(row, column).scored]
-        if len({one.evaluation.step for one in scored}) > 1:
-            shown = ", ".join(f"{one.run.name} after {one.evaluation.step}" for one in scored)
-            yield f"Scores on {table.name(column)} were taken after different numbers of steps: {shown}."
+    """Where what is compared, or averaged, was trained for different numbers of steps."""
+    rows = {row.label: row for row in table.conditions}
+    for label, benchmark, row, cell in _cells(table):
+        column = next(column for column in table.columns if table.name(column) == benchmark)
+        steps = _steps(cell)
+        if row.kind == "trained" and len(steps) > 1:
+            yield f"{label} averages runs scored on {benchmark} after {_listed_steps(steps)} steps."
+        reference = rows.get(table.compared_with.get(label, ""))
+        others = _steps(table.cell(reference, column)) if reference else []
+        if reference and cell.versus is not None and steps != others:
+            counts = f"{_listed_steps(steps)} steps, {reference.label} after {_listed_steps(others)}"
+            yield f"{label} was scored on {benchmark} after {counts}."
+
+
+def _steps(cell: Cell) -> list[int]:
+    return sorted({evaluation.step for evaluation in cell.evaluations})
+
+
+def _listed_steps(steps: Sequence[int]) -> str:
+    return listed([count(step) for step in steps])
 
 
 def _repeated(runs: Sequence[Run]) -> Iterator[str]:
