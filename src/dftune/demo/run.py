@@ -29,7 +29,7 @@ from dftune.recipe import Recipe
 BASE_MODEL = Path(__file__).parent / "base"
 OBJECTIVES = ("sft", "dynamic_ft")
 MAX_TOKENS = 64
-NUM_SAMPLES = 4
+NUM_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Regime:
     name: str
     why: str
     num_train: int
+    lr: float
+    """The same for both objectives."""
     make: Callable[[list[Problem]], list[Problem]]
 
 
@@ -58,12 +60,14 @@ REGIMES = (
         "noisy",
         "demonstrations in the model's own notation, half of them with one result that is ten too high",
         1920,
+        3e-4,
         lambda problems: corrupt(problems, share=0.5, seed=0),
     ),
     Regime(
         "new-notation",
         "right demonstrations in a notation that the model has never met, <<7*6=42>> for 7*6=42",
         3200,
+        5e-4,
         restyle,
     ),
 )
@@ -127,9 +131,9 @@ def _shared(output: Path, test: Path, regime: Regime, scale: Scale) -> dict[str,
             "prepared": str(output / "prepared" / regime.name),
         },
         "model": {"path": str(BASE_MODEL)},
-        "optimizer": {"lr": 5e-4, "betas": [0.9, 0.999], "weight_decay": 0.0, "warmup_ratio": 0.1},
+        "optimizer": {"lr": regime.lr, "betas": [0.9, 0.999], "weight_decay": 0.0, "warmup_ratio": 0.1},
         "train": {"epochs": 1, "batch_size": 32, "validate_every": 20, "device": "cpu", "threads": 1},
-        "evaluate": {"benchmarks": [str(test)], "max_tokens": MAX_TOKENS, "batch_size": 150},
+        "evaluate": {"benchmarks": [str(test)], "max_tokens": MAX_TOKENS, "batch_size": 300},
     }
 
 
@@ -183,7 +187,7 @@ def _evaluate_base(job: tuple[Path, Path]) -> None:
     from dftune.evaluate.runner import evaluate  # noqa: PLC0415
 
     output, test = job
-    config = EvaluateConfig(max_tokens=MAX_TOKENS, batch_size=150, prompt_format="plain")
+    config = EvaluateConfig(max_tokens=MAX_TOKENS, batch_size=300, prompt_format="plain")
     for protocol in _protocols(config):
         evaluate(str(BASE_MODEL), [str(test)], protocol, output / "runs" / "base", step=0, device="cpu")
 
