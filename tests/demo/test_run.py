@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 
 from dftune.data.dataset import PreparedDataset
 from dftune.demo.problems import CORRUPTED_SUFFIX
-from dftune.demo.run import BASE_MODEL, OBJECTIVES, REGIMES, Scale, make_recipes, run_demo
+from dftune.demo.run import BASE_MODEL, NUM_SAMPLES, OBJECTIVES, REGIMES, Scale, make_recipes, run_demo
 from dftune.files import read_json, read_jsonl
 
 TINY = Scale(share=0.02, num_validation=10, num_test=8, seeds=(0,))
@@ -37,7 +37,7 @@ def test_the_demo_trains_evaluates_and_reports_and_is_taken_up_where_it_was(tmp_
     runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert runs == ["base", *sorted(f"{r.name}-{o}-0" for r in REGIMES for o in OBJECTIVES)]
     for run in runs:
-        for protocol, num in (("greedy", 8), ("sample", 32)):
+        for protocol, num in (("greedy", 8), ("sample", 8 * NUM_SAMPLES)):
             (rows,) = (tmp_path / "runs" / run / "evals").glob(f"*/arithmetic.{protocol}.jsonl")
             assert len(read_jsonl(rows)) == num
     noisy = PreparedDataset.load(tmp_path / "prepared" / "noisy")
