@@ -50,7 +50,7 @@ class Head:
         elif self._copied:
             # through the operand dtype first, so that both directions see the same weight
             right = self._cast("right", self.columns(start, end), self.wide)
-            product(self._left, right.T, out)
+            product(self._left, right.T, out, bfloat16_valued=self.operand == torch.bfloat16)
         else:
             product(self.hidden, self.columns(start, end).T, out)
         if self.bias is not None:
