@@ -156,6 +156,20 @@ def test_steps_move_the_adapter_alone_and_the_reference_stays_the_base(name, tmp
         assert not torch.equal(scored(batches[0]), scored(batches[0]))
 
 
+def test_the_reference_drops_nothing_while_the_model_in_training_does():
+    scored, examples = adapted("gpt2"), make_examples(8)
+    for module in scored.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    scored.train()
+    reference = frozen_copy(scored)
+    (batch,) = micro_batches(examples, max_tokens=1000)
+    with torch.no_grad():
+        expected = Table(examples, score(make_model("gpt2"), examples)).of(batch.example_ids)
+        torch.testing.assert_close(reference(batch), expected, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(scored(batch), scored(batch))
+
+
 def test_the_reference_needs_no_second_set_of_weights():
     scored = adapted()
     own = {parameter.data_ptr() for parameter in scored.parameters()}
@@ -327,7 +341,7 @@ def test_a_bfloat16_run_with_recomputed_activations_learns(make_lora):
 def test_a_head_among_the_targets_stops_a_run_and_a_single_name_is_explained(make_lora):
     with pytest.raises(ValueError, match="head"):
         run(make_lora(overrides=("model.lora.target_modules=[q_proj, lm_head]",)))
-    with pytest.raises(RecipeError, match="target_modules"):
+    with pytest.raises(RecipeError, match=r"target_modules: expected all-linear or a list of names.*'q_proj'"):
         make_lora(overrides=("model.lora.target_modules=q_proj",))
 
 

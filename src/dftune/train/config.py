@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from dftune.config import Config
 
@@ -51,8 +51,16 @@ class LoraConfig(Config):
     """Scale of the update; it acts as alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs that are dropped in training."""
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which layers: all linear ones but the head, or a list of names such as [q_proj, v_proj]."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _all_or_names(cls, value: object) -> object:
+        names = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(name, str) for name in value)
+        if value != "all-linear" and not names:
+            raise ValueError(f"expected all-linear or a list of names such as [q_proj, v_proj], found {value!r}")
+        return value
 
 
 class ModelConfig(Config):
