@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dftune.files import read_json, sha256_file, sync, umask_mode, write_json
+from dftune.train.lora import WEIGHTS_FILE, Adapter
 from dftune.train.random_state import random_states, restore_random_states
 
 _NAME = re.compile(r"step-(\d+)")
-_MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model", "optimizer.safetensors", "state.json", "manifest.json"
+_MODEL, _ADAPTER = "model", "adapter"
+_OPTIMIZER, _STATE, _MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 
 
 class DamagedCheckpointError(ValueError):
@@ -35,6 +37,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     files: Mapping[str, Callable[[Path], None]] | None = None,
+    adapter: Adapter | None = None,
 ) -> Path:
     """Write ``folder/step-N``: under another name first, then renamed, so that it is complete or absent.
 
@@ -46,13 +49,17 @@ def save_checkpoint(
         optimizer: its moments are saved by parameter name.
         state: further JSON values; the random state is added.
         files: further files by name, each with what writes it to a path.
+        adapter: saved in place of model and tokenizer, where nothing else is trained.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
 
     def write(aside: Path) -> None:
-        save_model(aside / _MODEL, model, tokenizer)
+        if adapter is None:
+            save_model(aside / _MODEL, model, tokenizer)
+        else:
+            adapter.save(aside / _ADAPTER)
         save_file(_moments(model, optimizer), aside / _OPTIMIZER)
         write_json(aside / _STATE, {"step": step, **state, "random": _random_state()})
         for name, write_file in (files or {}).items():
@@ -70,6 +77,11 @@ def save_checkpoint(
 def export_model(path: Path, model: Any, tokenizer: Any) -> Path:
     """Write a Hugging Face folder, complete or absent; an older one under the name is replaced."""
     return _complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer))
+
+
+def export_adapter(path: Path, adapter: Adapter) -> Path:
+    """Write an adapter's folder, complete or absent; an older one under the name is replaced."""
+    return _complete_or_absent(path, adapter.save)
 
 
 def save_model(path: Path, model: Any, tokenizer: Any) -> None:
@@ -154,26 +166,24 @@ def verify(path: Path) -> None:
             raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is not as it was written.")
 
 
-def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, adapter: Adapter | None = None
+) -> dict[str, Any]:
     """Put a verified checkpoint into a model and its optimizer, restore the random state, return the rest of it.
 
     Args:
         path: a folder that ``verify`` has passed.
         model: the transformers model of the run.
         optimizer: an optimizer over its parameters.
+        adapter: that of the model, where the checkpoint holds nothing else.
 
     Raises:
         DamagedCheckpointError: names or shapes are not the model's.
     """
-    weights: dict[str, Tensor] = {}
-    for shard in sorted((path / _MODEL).glob("*.safetensors")):
-        weights |= load_file(shard)
-    with torch.no_grad():
-        for name, parameter in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
-            if name in weights:
-                parameter.copy_(weights[name])
-            elif isinstance(parameter, nn.Parameter):
-                raise DamagedCheckpointError(f"checkpoint {path} lacks the weight {name}.")
+    if adapter is None:
+        _load_weights(path, model)
+    else:
+        _load_adapter(path, adapter)
     moments = load_file(path / _OPTIMIZER)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -187,6 +197,26 @@ def load_checkpoint(path: Path, *, model: nn.Module, optimizer: torch.optim.Opti
     state: dict[str, Any] = read_json(path / _STATE)
     _restore_random_state(state.pop("random"))
     return state
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    weights: dict[str, Tensor] = {}
+    for shard in sorted((path / _MODEL).glob("*.safetensors")):
+        weights |= load_file(shard)
+    with torch.no_grad():
+        for name, parameter in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
+            if name in weights:
+                parameter.copy_(weights[name])
+            elif isinstance(parameter, nn.Parameter):
+                raise DamagedCheckpointError(f"checkpoint {path} lacks the weight {name}.")
+
+
+def _load_adapter(path: Path, adapter: Adapter) -> None:
+    saved, own = load_file(path / _ADAPTER / WEIGHTS_FILE), adapter.weights()
+    if differing := sorted(saved.keys() ^ own.keys()):
+        raise DamagedCheckpointError(f"checkpoint {path} is of another adapter: {differing[0]} is in one of them only.")
+    for name, value in own.items():
+        value.copy_(saved[name])
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from dftune.config import Config
 
@@ -42,6 +42,27 @@ class ScratchConfig(Config):
         return self
 
 
+class LoraConfig(Config):
+    """A low-rank adapter: the base stays as it is, and each adapted weight W becomes W + (alpha / rank) B A."""
+
+    rank: Count = 16
+    """Rows of A and columns of B."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """Scale of the update; it acts as alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that are dropped in training."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which layers: all linear ones but the head, or a list of names such as [q_proj, v_proj]."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _all_or_names(cls, value: object) -> object:
+        names = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(name, str) for name in value)
+        if value != "all-linear" and not names:
+            raise ValueError(f"expected all-linear or a list of names such as [q_proj, v_proj], found {value!r}")
+        return value
+
+
 class ModelConfig(Config):
     """What is trained: a checkpoint (path), or a new model (scratch)."""
 
@@ -55,6 +76,8 @@ class ModelConfig(Config):
     """Train a new model instead of a checkpoint."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraConfig | None = None
+    """Train a low-rank adapter and leave the model's own weights as they are; null trains all weights."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
@@ -62,6 +85,10 @@ class ModelConfig(Config):
             raise ValueError("give either model.path or model.scratch")
         if self.scratch is not None and (self.tokenizer or self.revision):
             raise ValueError("model.scratch trains its own tokenizer; leave model.tokenizer and model.revision out")
+        if self.scratch is not None and self.lora is not None:
+            raise ValueError(
+                "model.lora leaves the base as it is, and that of model.scratch has random weights; give model.path"
+            )
         return self
 
 

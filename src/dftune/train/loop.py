@@ -20,21 +20,23 @@ from dftune.recipe import Recipe
 from dftune.run import RunFolder
 from dftune.train import checkpoint
 from dftune.train.examples import Schedule, Visited
+from dftune.train.lora import require_peft
 from dftune.train.meter import Meter
 from dftune.train.metrics import model_flops_utilisation, peak_memory_bytes, token_metrics, validate
-from dftune.train.model import ScoredModel, check_scoring, load_model
+from dftune.train.model import check_scoring
 from dftune.train.needs import check_recipe
 from dftune.train.optim import learning_rate, make_optimizer
 from dftune.train.provide import Provider
 from dftune.train.reference import StoredLogps, reference_logps
 from dftune.train.setup import (
     base_fingerprint,
+    check_base,
     device_of,
     objective_row,
     one_process,
-    precision_of,
     reference_key,
     route_of,
+    scored_model,
 )
 from dftune.train.step import NonFiniteError, Pass, StepResult, train_step
 
@@ -72,6 +74,8 @@ def train(
     """
     one_process()
     check_recipe(recipe)
+    if recipe.model.lora is not None:
+        require_peft()
     folder = RunFolder(recipe.output)
     with folder.lock():
         folder.start(recipe, resume=resume, overwrite=overwrite)
@@ -115,9 +119,8 @@ class _Run:
         self.tokenizer = from_pretrained(AutoTokenizer, str(data.tokenizer_folder), None, "data.prepared")
         self.format: PromptFormat = get_format(recipe.data.prompt_format, self.tokenizer)
         self.end_token_id = self.format.end_token_id(self.tokenizer)
-        model = load_model(recipe.model, self.tokenizer, seed=recipe.seed)
         self.base_fingerprint = base_fingerprint(recipe)
-        self.model = ScoredModel(model.to(self.device), precision_of(recipe.train.precision, self.device))
+        self.model = scored_model(recipe, self.tokenizer, self.device)
         check_scoring(self.model, vocab_size=len(self.tokenizer))
         self.optimizer = make_optimizer(self.model, recipe.optimizer)
         self.provider = Provider(
@@ -183,9 +186,16 @@ class _Run:
                 if settings.checkpoint_every and (step % settings.checkpoint_every == 0) and not last:
                     self._save_checkpoint()
                     meter.restart()
-        checkpoint.export_model(self.folder.model, self.model.model, self.tokenizer)
+        self._export()
         self.folder.log("end", self.counters.step, status="finished", message=f"model in {self.folder.model}")
         checkpoint.prune(self.folder.checkpoints, settings.keep_checkpoints)
+
+    def _export(self) -> None:
+        adapter, model = self.model.adapter, self.model.model
+        if adapter is not None:
+            checkpoint.export_adapter(self.folder.path / "adapter", adapter)
+            model = adapter.merged()
+        checkpoint.export_model(self.folder.model, model, self.tokenizer)
 
     def _step(self) -> tuple[StepResult, list[MicroBatch]]:
         step = self.counters.step
@@ -263,6 +273,7 @@ class _Run:
             optimizer=self.optimizer,
             state={"counters": asdict(self.counters)},
             files=self.provider.files(),
+            adapter=self.model.adapter,
         )
         self.folder.log("checkpoint", step, path=str(path.relative_to(self.folder.path)))
         checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
@@ -273,7 +284,11 @@ class _Run:
         if newest is None:
             self.say(f"{self.folder.path} holds no checkpoint to resume from; starting from the first step.")
             return False
-        state = checkpoint.load_checkpoint(newest, model=self.model.model, optimizer=self.optimizer)
+        if self.model.adapter is not None:
+            check_base(self.folder.path / "manifest.json", self.base_fingerprint)
+        state = checkpoint.load_checkpoint(
+            newest, model=self.model.model, optimizer=self.optimizer, adapter=self.model.adapter
+        )
         self.counters = Counters(**state["counters"])
         self.provider.restore(newest)
         self.say(f"resumed from {newest} at step {self.counters.step} of {self.schedule.num_steps}")
@@ -302,6 +317,7 @@ class _Run:
             "model": {
                 "path": self.recipe.model.path,
                 "num_parameters": self.num_parameters,
+                "num_trained_parameters": self.num_trained_parameters,
                 "fingerprint": self.base_fingerprint,
             },
             "data": self.data.manifest,
@@ -313,9 +329,10 @@ class _Run:
         }
 
     def _headline(self) -> str:
-        num_steps = self.schedule.num_steps
+        num_steps, lora = self.schedule.num_steps, self.recipe.model.lora
+        trained = f" and {self.num_trained_parameters / 1e6:.3g} M of a LoRA adapter, which are trained" if lora else ""
         return (
-            f"{self.recipe.name}: {self.objective.name}, {self.num_parameters / 1e6:.2f} M parameters, "
+            f"{self.recipe.name}: {self.objective.name}, {self.num_parameters / 1e6:.2f} M parameters{trained}, "
             f"{len(self.examples):,} examples, {num_steps:,} steps of {self.recipe.train.batch_size} "
             f"({self.schedule.epoch(num_steps):.2f} epochs), {self.device}, "
             f"{str(self.model.precision).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
@@ -324,5 +341,10 @@ class _Run:
 
     @property
     def num_parameters(self) -> int:
-        """Of the model, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        """Of the model, tied ones counted once, an adapter not counted."""
+        return sum(parameter.numel() for _, parameter in self.model.base_parameters())
+
+    @property
+    def num_trained_parameters(self) -> int:
+        """All of them, or those of the adapter."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)

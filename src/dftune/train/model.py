@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from dftune.data.batches import MicroBatch
 from dftune.data.hub import from_pretrained
 from dftune.ops import attention
 from dftune.train.config import ModelConfig, ScratchConfig
+from dftune.train.lora import Adapter
 from dftune.train.score import Scorer
 
 
@@ -22,12 +24,28 @@ class ScoredModel(nn.Module):
 
     The head is applied inside this module's forward, so that hooks of a sharding wrapper run, and only at
     supervised positions, so that the (tokens, vocab) logits of prompts and padding are never made.
+
+    Attributes:
+        model: the transformers model.
+        precision: of the compute.
+        adapter: that of the model, where only an adapter is trained.
     """
 
-    def __init__(self, model: Any, precision: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Any, precision: torch.dtype = torch.float32, adapter: Adapter | None = None) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self.adapter = adapter
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Without the adapter within this context, where there is one."""
+        with nullcontext() if self.adapter is None else self.adapter.off():
+            yield
+
+    def base_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and value of the model's weights, those of an adapter left out; tied ones once."""
+        yield from self.model.named_parameters() if self.adapter is None else self.adapter.base_parameters()
 
     def forward(self, batch: MicroBatch, score: Callable[[Scorer], Any] = Scorer.logps) -> Any:
         """What ``score`` makes of the head over the supervised tokens; by default their log-probabilities."""
@@ -70,13 +88,14 @@ class ScoredModel(nn.Module):
         )
 
 
-def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
-    """The causal language model of a recipe, in float32, with attention per packed document.
+def load_model(config: ModelConfig, tokenizer: Any, *, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+    """The causal language model of a recipe, with attention per packed document.
 
     Args:
         config: the recipe's model section.
         tokenizer: gives a new model its vocabulary and special tokens.
         seed: of a new model's weights.
+        dtype: of a checkpoint's weights in memory. Those that are trained must be float32, as a new model's are.
 
     Raises:
         ValueError: no such model, or one whose files are not safetensors.
@@ -95,7 +114,7 @@ def load_model(config: ModelConfig, tokenizer: Any, *, seed: int) -> Any:
             config.path,
             config.revision,
             "model.path",
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=implementation,
             use_safetensors=True,
         )
@@ -132,8 +151,26 @@ def _new_model(config: ScratchConfig, tokenizer: Any, implementation: str) -> An
     )
 
 
+class _Base(ScoredModel):
+    """The base under an adapter that is being trained: the same weights in memory, the adapter off, no dropout."""
+
+    def forward(self, batch: MicroBatch, score: Callable[[Scorer], Any] = Scorer.logps) -> Any:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self.as_base():
+                return super().forward(batch, score)
+        finally:
+            self.model.train(was_training)
+
+
 def frozen_copy(scored: ScoredModel) -> ScoredModel:
-    """The model as it is now, for comparison: no gradients, no dropout."""
+    """The model before training, for comparison: no gradients, no dropout.
+
+    One with an adapter is not copied: with the adapter off it stays what it was.
+    """
+    if scored.adapter is not None:
+        return _Base(scored.model, scored.precision, scored.adapter)
     return copy.deepcopy(scored).requires_grad_(False).eval()
 
 

@@ -62,7 +62,7 @@ def reference_logps(
     process that wants the same waits for the first.
 
     Args:
-        model: with the weights of the reference.
+        model: with the weights of the reference, or an adapter on them, which is switched off.
         examples: all of them, each id once.
         make_batches: splits examples into forward passes.
         folder: ``PREPARED/reference``.
@@ -86,7 +86,8 @@ def reference_logps(
             say(f"reference log-probabilities: {path}")
         else:
             say(f"reference log-probabilities of {len(examples):,} examples: computed once, kept in {path}")
-            _compute(model, examples, make_batches, path, key)
+            with model.as_base():
+                _compute(model, examples, make_batches, path, key)
     return StoredLogps(path, ids)
 
 
@@ -106,12 +107,12 @@ def logps_by_example(model: ScoredModel, batches: Sequence[MicroBatch]) -> dict[
 
 
 def weights_fingerprint(model: ScoredModel) -> str:
-    """Changes with the configuration or any weight of the model."""
+    """Changes with the configuration or any weight of the model; an adapter does not count."""
     digest = hashlib.sha256()
     config = model.model.config.to_dict()
     kept = {name: value for name, value in config.items() if name[0] != "_" and name not in _NOT_THE_MODEL}
     digest.update(canonical_json({name: repr(value) for name, value in kept.items()}))
-    for name, parameter in model.model.named_parameters():
+    for name, parameter in model.base_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

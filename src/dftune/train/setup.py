@@ -14,12 +14,13 @@ from dftune.data.batches import Example
 from dftune.data.dataset import PreparedDataset
 from dftune.data.prompts import PromptFormat
 from dftune.environment import model_fingerprint
-from dftune.files import sha256_file
+from dftune.files import read_json, sha256_file
 from dftune.objectives import Objective
 from dftune.ops.route import default_budget
 from dftune.ops.token_logps import choose_route
 from dftune.recipe import Recipe
-from dftune.train.model import ScoredModel
+from dftune.train.lora import Adapter
+from dftune.train.model import ScoredModel, load_model
 
 
 def one_process() -> None:
@@ -54,6 +55,18 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device) -> ScoredModel:
+    """The recipe's model on its device, with an adapter where only that is trained.
+
+    Weights that are trained are float32. A base that is not trained takes the precision of the compute.
+    """
+    precision, lora = precision_of(recipe.train.precision, device), recipe.model.lora
+    dtype = torch.float32 if lora is None else precision
+    model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=dtype)
+    adapter = None if lora is None else Adapter(model, lora, seed=recipe.seed)
+    return ScoredModel(model.to(device), precision, adapter)
 
 
 def route_of(
@@ -95,12 +108,31 @@ def base_fingerprint(recipe: Recipe) -> str | None:
     return model_fingerprint(Path(path)) if path is not None and Path(path).is_dir() else None
 
 
+def check_base(manifest: Path, now: str | None) -> None:
+    """Refuse to put a run's adapter on another base than it was trained on.
+
+    Args:
+        manifest: of the run.
+        now: fingerprint of the model that is there now.
+
+    Raises:
+        ValueError: the manifest names another one.
+    """
+    before = read_json(manifest)["model"]["fingerprint"] if manifest.is_file() else now
+    if before != now:
+        raise ValueError(
+            f"{manifest.parent} trains an adapter on the base {before}, and model.path now holds {now}. Put the model "
+            "back that the run was started with, or give the new run another name."
+        )
+
+
 def reference_key(
     recipe: Recipe, data: PreparedDataset, model: ScoredModel, prompt_format: PromptFormat
 ) -> dict[str, Any]:
     """What decides reference log-probabilities, beside the weights and the examples themselves."""
     return {
         "precision": str(model.precision),
+        "weights": str(next(parameter for _, parameter in model.base_parameters()).dtype),
         "data": data.fingerprint,
         "tokenizer": data.manifest["tokenizer_fingerprint"],
         "prompt_format": prompt_format.fingerprint,
