@@ -58,8 +58,12 @@ def test_they_are_computed_once(tmp_path):
 def test_of_two_that_want_the_same_at_once_one_computes_and_the_other_waits(tmp_path):
     examples = make_examples(40)
     batches = [Counting(), Counting()]
+    models = [make_scored(), make_scored()]  # made here: threads would share torch's random generator
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(compute, tmp_path, examples, batches=each) for each in batches]
+        jobs = [
+            pool.submit(compute, tmp_path, examples, batches=each, model=model)
+            for each, model in zip(batches, models, strict=True)
+        ]
         first, second = (job.result() for job in jobs)
     assert sorted(each.asked for each in batches) == [0, 40]
     assert torch.equal(first.of(["e7"]), second.of(["e7"]))

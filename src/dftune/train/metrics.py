@@ -114,10 +114,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def model_flops_utilisation(model: ScoredModel, tokens_per_s: float, device: torch.device) -> float | None:
-    """6 * parameters * tokens/s over the device's bf16 peak; None where the peak is not known or compute is not bf16.
+    """FLOP/s of the model over the device's bf16 peak; None where the peak is not known or compute is not bf16.
 
-    Counts the matrices once (2 FLOP forward, 4 backward a parameter and token) and leaves attention out; the
-    embedding is a look-up, and counts only where it is tied to the head.
+        FLOP a token = 4 * parameters + 2 * trained parameters
+
+    Forward and the gradient of the activations take 2 FLOP a parameter each, the gradient of a weight 2 more where it
+    is trained. Attention is left out; the embedding is a look-up, and counts only where it is tied to the head.
     """
     if device.type != "cuda" or model.precision != torch.bfloat16:
         return None
@@ -127,7 +129,7 @@ def model_flops_utilisation(model: ScoredModel, tokens_per_s: float, device: tor
         return None
     embedding = model.model.get_input_embeddings().weight
     head = model.model.get_output_embeddings().weight
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if head is not embedding:
-        parameters -= embedding.numel()
-    return 6 * parameters * tokens_per_s / peak
+    counted = [parameter for parameter in model.parameters() if parameter is not embedding or head is embedding]
+    parameters = sum(parameter.numel() for parameter in counted)
+    trained = sum(parameter.numel() for parameter in counted if parameter.requires_grad)
+    return (4 * parameters + 2 * trained) * tokens_per_s / peak
