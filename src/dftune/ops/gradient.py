@@ -39,30 +39,34 @@ class Upstream:
     Attributes:
         scale: (rows,) what the tile is to be multiplied with, the head's gain included.
         label: (rows,) the tile at the target.
-        plain: whether the tile is just p.
+        plain: whether the tile is just p; otherwise it is p (entropy_slope * log p + offset).
+        entropy_slope: (rows,), or None.
+        offset: (rows,), or None.
     """
 
     def __init__(self, options: HeadOptions, stats: TokenStats, g: Tensor | None, e: Tensor | None) -> None:
         logps, entropy = stats.logps, stats.entropy
         g = torch.zeros_like(logps) if g is None else g.to(logps.dtype)
         self.plain = e is None or entropy is None
+        self.entropy_slope: Tensor | None = None
+        self.offset: Tensor | None = None
         if e is None or entropy is None:
             self.label, self.scale = torch.expm1(logps), -options.gain * g
             return
         # p (g + e (log p + entropy)) = p (slope * log p + offset)
-        self._slope, own = e.to(logps.dtype), logps.exp()
-        self._offset = g + self._slope * entropy
-        self.label = g * torch.expm1(logps) + torch.where(own > 0, self._slope * own * (logps + entropy), 0.0)
+        slope, own = e.to(logps.dtype), logps.exp()
+        self.entropy_slope, self.offset = slope, g + slope * entropy
+        self.label = g * torch.expm1(logps) + torch.where(own > 0, slope * own * (logps + entropy), 0.0)
         self.scale = torch.full_like(logps, -options.gain)
 
     def values(self, head: Head, log_probs: Tensor, softcap_slope: Tensor | None, tile: Tile) -> Tensor:
         """The tile in the operand dtype; ``log_probs`` (rows, width) is overwritten."""
-        if self.plain:
+        if self.entropy_slope is None or self.offset is None:
             values = log_probs.mul_(LOG2_E).exp2_()
         else:
             out = head.buffers.take("shifted", log_probs.shape, log_probs.dtype)
             factor = torch.clamp(log_probs, min=-1e4, out=out)  # 0 * -inf would be NaN
-            factor.mul_(self._slope.unsqueeze(1)).add_(self._offset.unsqueeze(1))
+            factor.mul_(self.entropy_slope.unsqueeze(1)).add_(self.offset.unsqueeze(1))
             values = log_probs.mul_(LOG2_E).exp2_().mul_(factor)
         values[tile.rows, tile.columns] = self.label[tile.rows]
         return head.narrow(values if softcap_slope is None else values.mul_(softcap_slope))

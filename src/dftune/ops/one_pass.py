@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,19 @@ ChunkObjective = Callable[[TokenStats, slice], Tensor]
 """Gets the statistics of some rows and which rows they are; returns a scalar, a sum over these rows."""
 
 
+class Rows(Protocol):
+    """A scored block of rows, as :class:`dftune.ops.stored.StoredRows`."""
+
+    def add_gradients(
+        self, head: Head, gradients: HeadGradients, into: Tensor | None, upstream: Upstream, *, first: bool
+    ) -> None:
+        """Add the gradients of these rows; see there for the arguments."""
+
+
+Store = Callable[[Head, Tensor, Scoring], tuple[Rows, TokenStats]]
+"""Scores a block of rows, given scratch of rows times vocab, as :func:`dftune.ops.stored.store`."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """An objective, and the blocks of rows it is evaluated on.
@@ -30,12 +43,14 @@ class Pass:
         fn: the objective.
         edges: block i is rows ``edges[i]`` to ``edges[i + 1]``.
         differentiable: whether gradients are to be formed at all.
+        store: scores a block of rows, and keeps what its gradients need.
     """
 
     scoring: Scoring
     fn: ChunkObjective
     edges: Sequence[int]
     differentiable: bool = True
+    store: Store = store
 
 
 def one_pass(hidden: Tensor, weight: Tensor, bias: Tensor | None, run: Pass) -> tuple[Tensor, TokenStats, Tensor]:
@@ -88,7 +103,7 @@ class _OnePass(torch.autograd.Function):
             values = torch.empty(largest * weight.shape[0], dtype=operand, device=hidden.device)
             for start, end in pairwise(run.edges):
                 head = Head(hidden[start:end], weight, bias, scoring.options, buffers)
-                rows, found = store(head, values, replace(scoring, targets=scoring.targets[start:end]))
+                rows, found = run.store(head, values, replace(scoring, targets=scoring.targets[start:end]))
                 total, g, e = _differentiate(run.fn, found, slice(start, end))
                 if needs.any:
                     into = None if gradients.hidden is None else gradients.hidden[start:end]

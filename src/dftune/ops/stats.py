@@ -117,6 +117,23 @@ class RunningSoftmax:
         self.max = new
         return shrink
 
+    def join(self, largest: Tensor, rest: Tensor, own: Tensor, first: Tensor, square: Tensor) -> None:
+        """Take in, instead of tiles, what was gathered of splits of the vocabulary, each (splits, rows).
+
+        Args:
+            largest: logit of the split, targets excluded; ``FLOOR`` where there is no other.
+            rest: sum of exp(z - largest), targets excluded.
+            own: the target's logit, 0 in the splits where it is not.
+            first: sum of exp(z - largest) (z - largest); used for the entropy only.
+            square: sum of exp(z - largest)^2; used for the sum of squared probabilities only.
+        """
+        self.max, self.own = largest.amax(0), own.sum(0)
+        moved = largest.double() - self.max
+        shrink = moved.exp()
+        self.rest = (shrink * rest).sum(0)
+        self._first = (shrink * (first + rest * moved)).sum(0)
+        self._square = (shrink.square() * square).sum(0)
+
     def finish(self) -> tuple[TokenStats, Tensor]:
         """The statistics, and (rows,) the log-sum-exp."""
         own, top = self.own.double(), torch.maximum(self.max, self.own).double()

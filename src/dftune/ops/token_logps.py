@@ -14,7 +14,16 @@ from dftune.ops.frozen_head import frozen_head
 from dftune.ops.one_pass import ChunkObjective, Pass, blocks, one_pass
 from dftune.ops.plain import plain
 from dftune.ops.recompute import recompute
-from dftune.ops.route import ROUTES, Route, block_rows, choose_route, default_budget, tile_width
+from dftune.ops.route import (
+    ROUTES,
+    Route,
+    block_rows,
+    choose_route,
+    default_budget,
+    has_triton,
+    prefers_triton,
+    tile_width,
+)
 from dftune.ops.scoring import HeadOptions, Scoring, TokenStats
 from dftune.ops.stored import stored
 
@@ -80,7 +89,8 @@ def token_stats(
             ``torch.bfloat16`` with float32 weights casts them a tile at a time.
         logits_dtype: None keeps logits in float32; ``torch.bfloat16`` rounds them like a bfloat16 model's own forward,
             and is faster on CPU.
-        route: ``auto``, or one of ``plain``, ``stored``, ``recompute``, ``frozen_head``.
+        route: ``auto``, or one of ``plain``, ``stored``, ``recompute``, ``frozen_head``; or ``triton``, which is
+            *stored* or *recompute* on our GPU kernels. ``auto`` takes those by itself where they are faster.
         budget_bytes: scratch beyond inputs, outputs and gradients; None is 160 MiB on CPU, 1 GiB on other devices.
 
     Raises:
@@ -89,8 +99,8 @@ def token_stats(
     """
     options = HeadOptions(temperature, softcap, logit_scale, operand_dtype, logits_dtype)
     call = _Call(hidden, weight, bias, Scoring(targets, options, stats, top_k), budget_bytes)
-    taken = call.route(route, None, [name for name in ROUTES if name != "one_pass"])
-    return call.stats(taken)
+    taken, kernels = call.route(route, None, [name for name in ROUTES if name != "one_pass"])
+    return call.stats(taken, kernels=kernels)
 
 
 def token_objective(
@@ -135,10 +145,10 @@ def token_objective(
     options = HeadOptions(**head)  # type: ignore[misc]
     call = _Call(hidden, weight, bias, Scoring(targets, options, stats, top_k), budget)
     longest = 1 if boundaries is None else _longest(boundaries, len(targets))
-    taken = call.route(route, longest, list(ROUTES))
+    taken, kernels = call.route(route, longest, list(ROUTES))
     if taken == "one_pass":
-        return call.objective(fn, boundaries)
-    found = call.stats(taken)
+        return call.objective(fn, boundaries, kernels=kernels)
+    found = call.stats(taken, kernels=kernels)
     total = fn(found, slice(0, len(targets)))
     slopes = None
     if total.requires_grad and found.logps.requires_grad:
@@ -180,8 +190,8 @@ class _Call:
         required = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         return torch.is_grad_enabled() and required
 
-    def route(self, asked: str, longest_group: int | None, known: list[Route]) -> Route:
-        """The route to take, where ``asked`` may be ``auto``."""
+    def route(self, asked: str, longest_group: int | None, known: list[Route]) -> tuple[Route, bool]:
+        """The route to take, where ``asked`` may be ``auto`` or ``triton``, and whether Triton kernels run it."""
         for name in known:
             if asked == name:
                 if name == "frozen_head" and self.trained:
@@ -189,11 +199,11 @@ class _Call:
                         "the frozen_head route gives weight and bias no gradient, and one of them requires it. "
                         "Use route='auto', or requires_grad_(False)."
                     )
-                return name
-        if asked != "auto":
-            raise ValueError(f"unknown route {asked!r}; choose auto, {', '.join(known)}.")
+                return name, False
+        if asked not in ("auto", "triton"):
+            raise ValueError(f"unknown route {asked!r}; choose auto, {', '.join(known)} or triton.")
         differentiable = torch.is_grad_enabled() and (self.trained or self.hidden.requires_grad)
-        return choose_route(
+        chosen = choose_route(
             num_tokens=len(self.hidden),
             vocab_size=self.weight.shape[0],
             itemsize=self.itemsize,
@@ -203,19 +213,37 @@ class _Call:
             budget_bytes=self.budget,
             longest_group=longest_group,
         )
+        if asked == "auto":
+            operand = self.scoring.options.operand(self.hidden, self.weight)
+            return chosen, prefers_triton(chosen, self.hidden.device, operand, self.scoring.stats)
+        if not has_triton():
+            raise ValueError("route='triton' needs the package triton, which is not installed. Use route='auto'.")
+        if chosen == "plain":  # so few tokens that every group fits
+            return "stored" if longest_group is None else "one_pass", True
+        return "recompute" if chosen == "frozen_head" else chosen, True
 
-    def stats(self, route: Route) -> TokenStats:
+    def stats(self, route: Route, *, kernels: bool) -> TokenStats:
         """Score all rows at once."""
         functions = {"plain": plain, "stored": stored, "recompute": recompute, "frozen_head": frozen_head}
+        if kernels:
+            from dftune.ops import triton_routes  # noqa: PLC0415  (Triton is not installed everywhere)
+
+            functions |= {"stored": triton_routes.triton_stored, "recompute": triton_routes.triton_recompute}
         return functions[route](self.hidden, self.weight, self.bias, self._in_tiles(len(self.hidden)))
 
-    def objective(self, fn: ChunkObjective, boundaries: Sequence[int] | None) -> tuple[Tensor, TokenStats, Tensor]:
+    def objective(
+        self, fn: ChunkObjective, boundaries: Sequence[int] | None, *, kernels: bool
+    ) -> tuple[Tensor, TokenStats, Tensor]:
         """Evaluate an objective in one pass."""
         vocab_size, hidden_size = self.weight.shape
         rows = block_rows(vocab_size, hidden_size, self.itemsize, self.hidden.device, self.budget)
         edges = blocks(len(self.hidden), rows, boundaries)
         largest = max(end - start for start, end in pairwise(edges))
         run = Pass(self._in_tiles(largest), fn, edges, torch.is_grad_enabled())
+        if kernels:
+            from dftune.ops.triton_routes import triton_one_pass  # noqa: PLC0415  (Triton is not installed everywhere)
+
+            return triton_one_pass(self.hidden, self.weight, self.bias, run)
         return one_pass(self.hidden, self.weight, self.bias, run)
 
     def _in_tiles(self, num_rows: int) -> Scoring:
