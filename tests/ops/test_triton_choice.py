@@ -9,10 +9,8 @@ import sys
 import pytest
 import torch
 
-from dftune.ops.route import has_triton, prefers_triton
+from dftune.ops.route import has_triton
 from dftune.ops.token_logps import token_logps
-
-CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 def _python(code: str) -> str:
@@ -21,30 +19,6 @@ def _python(code: str) -> str:
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
-
-
-@pytest.mark.parametrize(
-    ("route", "device", "operand", "stats"),
-    [
-        ("recompute", CPU, torch.bfloat16, frozenset()),
-        ("recompute", CUDA, torch.float32, frozenset()),
-        ("recompute", CUDA, torch.float64, frozenset()),
-        ("recompute", CUDA, torch.bfloat16, frozenset({"top_k_entropy"})),
-        ("plain", CUDA, torch.bfloat16, frozenset()),
-        ("frozen_head", CUDA, torch.bfloat16, frozenset()),
-    ],
-)
-def test_torch_runs_what_the_kernels_are_not_for(route, device, operand, stats):
-    assert not prefers_triton(route, device, operand, stats)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("route", ["stored", "recompute", "one_pass"])
-def test_kernels_run_bfloat16_products_on_a_gpu(route):
-    pytest.importorskip("triton")
-    expected = torch.cuda.get_device_capability() >= (8, 0)
-    assert prefers_triton(route, CUDA, torch.bfloat16, frozenset({"entropy"})) == expected
 
 
 def test_scoring_on_cpu_does_not_import_the_kernels():

@@ -73,27 +73,6 @@ def choose_route(
     return "recompute"
 
 
-def prefers_triton(route: Route, device: torch.device, operand: torch.dtype, stats: frozenset[str]) -> bool:
-    """Whether a call's route is best run by Triton kernels: bfloat16 products on a GPU that multiplies such numbers.
-
-    float32 products are left to cuBLAS, and ``top_k_entropy`` to torch's selection.
-
-    Args:
-        route: of the call.
-        device: of its tensors.
-        operand: dtype of its matrix products.
-        stats: asked for.
-    """
-    return (
-        route in ("stored", "recompute", "one_pass")
-        and device.type == "cuda"
-        and operand == torch.bfloat16
-        and "top_k_entropy" not in stats
-        and has_triton()
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-
-
 @functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed; it is not imported."""

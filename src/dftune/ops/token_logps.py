@@ -21,7 +21,6 @@ from dftune.ops.route import (
     choose_route,
     default_budget,
     has_triton,
-    prefers_triton,
     tile_width,
 )
 from dftune.ops.scoring import HeadOptions, Scoring, TokenStats
@@ -214,8 +213,7 @@ class _Call:
             longest_group=longest_group,
         )
         if asked == "auto":
-            operand = self.scoring.options.operand(self.hidden, self.weight)
-            return chosen, prefers_triton(chosen, self.hidden.device, operand, self.scoring.stats)
+            return chosen, False
         if not has_triton():
             raise ValueError("route='triton' needs the package triton, which is not installed. Use route='auto'.")
         if chosen == "plain":  # so few tokens that every group fits
