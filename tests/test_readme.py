@@ -83,9 +83,11 @@ def test_the_other_commands_are_known_to_this_test():
     assert {command.split()[0] for command in commands()} == {"make", "dftune"}
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_every_python_block_runs(block):
-    exec(compile(block, "README.md", "exec"), {})
+def test_the_python_block_runs_and_gives_what_it_names():
+    (block,) = blocks("python")
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert {"TokenBatch", "get_objective", "token_logps", "is_correct"} <= names.keys()
 
 
 def test_every_linked_file_exists(request):
