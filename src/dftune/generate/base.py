@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,13 @@ class Request:
         id: id of the problem; error messages name it, and the random numbers of the completion hang on it.
         prompt: token ids of the rendered prompt.
         sample: index of the completion among those of the same problem.
+        text: the rendered prompt as text, for engines that tokenize by themselves.
     """
 
     id: str
     prompt: tuple[int, ...]
     sample: int = 0
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class Completion:
         text: without the end token and the stop string.
         finish_reason: ``stop`` at an end token or stop string, ``length`` at the token limit.
         num_tokens: tokens generated, the end token or those of the stop string included.
+        mean_logp: mean log-probability of those tokens under the model at temperature 1, in nats; None where the engine
+            does not say.
+        mean_entropy: mean entropy of the distributions they were drawn from, at temperature 1, in nats; likewise.
     """
 
     id: str
@@ -67,3 +73,44 @@ class Completion:
     text: str
     finish_reason: Literal["stop", "length"]
     num_tokens: int
+    mean_logp: float | None = None
+    mean_entropy: float | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request that got no completion, and why. It is never a wrong answer: the next start asks again."""
+
+    id: str
+    sample: int
+    reason: str
+
+
+class IncompleteError(RuntimeError):
+    """Some requests failed for good. All others were delivered before this is raised."""
+
+    def __init__(self, message: str, failures: Sequence[Failure]) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+
+
+class Engine(Protocol):
+    """Whatever completes prompts: a model in this process, or servers."""
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end any text of the model."""
+        ...
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_done: Callable[[Sequence[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        """Complete every request; ``on_done`` gets completions as they are finished.
+
+        Raises:
+            IncompleteError: some requests failed.
+        """
+        ...
