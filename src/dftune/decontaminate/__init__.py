@@ -1,0 +1,1 @@
+"""Which training rows are problems of a benchmark, and why."""
