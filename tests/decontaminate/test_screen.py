@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from dftune.decontaminate.decide import Problem
+from dftune.decontaminate.decide import MEANING, Problem
+from dftune.decontaminate.embed import Embedder
 from dftune.decontaminate.index import BenchmarkRow, Index
 from dftune.decontaminate.scan import scan
 from dftune.decontaminate.screen import TrainingRow, load_benchmarks, screen
@@ -86,3 +88,26 @@ def test_the_page_escapes_what_the_data_holds_and_marks_what_differs(tmp_path: P
     assert "<script" not in files["contamination.html"]
     assert "<mark>&lt;script&gt;alert(1)&lt;/script&gt;" in files["contamination.html"]
     assert json.loads(files["contamination.jsonl"].splitlines()[0])["problem"] == row.problem
+
+
+def test_an_encoder_finds_what_is_said_in_other_words(tmp_path: Path, encoder: Path) -> None:
+    gold = {
+        "id": "1",
+        "problem": "A farmer has 17 cows and buys 25 goats. How many animals are there now?",
+        "answer": "42",
+    }
+    benchmarks = load_benchmarks([str(_benchmark(tmp_path, [gold]))])
+    row = TrainingRow("other words", "Count the animals on a farm with goats (25) and cows (17).", "42", "")
+    sibling = TrainingRow("sibling", "Count the animals on a farm with goats (26) and cows (17).", "43", "")
+    assert screen([row, sibling], benchmarks).same == set()
+    found = screen([sibling, row], benchmarks, embed=Embedder(str(encoder)), least_similarity=0.1)
+    assert found.same == {"other words"}
+    assert [pair["reason"] for pair in found.pairs if pair["same"]] == [MEANING]
+
+
+def test_the_cosine_of_a_text_with_itself_is_one_whatever_stands_beside_it(encoder: Path) -> None:
+    embed = Embedder(str(encoder), batch_size=3)
+    texts = ["one", "a much longer text with several words", "two 2", "three"]
+    together, alone = embed(texts), embed(texts[:1])
+    np.testing.assert_allclose((together**2).sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(together[0], alone[0], atol=1e-5)

@@ -20,6 +20,8 @@ OTHER_FORM = "the same text and numbers; another form of the answer is asked for
 NO_ANSWER = "nearly the same text and the same numbers; one has no answer to compare"
 WRONG_ANSWER = "the same text but for words without content; the answers differ, so one is wrong"
 
+MEANING = "near in meaning, the same numbers and answer"
+
 OTHER_NUMBERS = "other numbers"
 OTHER_TEXT = "other text"
 OTHER_ANSWER = "another answer"
@@ -103,6 +105,15 @@ def same_problem(train: Problem, benchmark: Problem) -> Decision:
     if train.numbers < benchmark.numbers or benchmark.numbers < train.numbers:
         return _more_numbers(train, benchmark)
     return Decision(False, OTHER_NUMBERS, 0.0, 0.0, None)
+
+
+def same_meaning(train: Problem, benchmark: Problem) -> Decision:
+    """Decide on a pair that an embedding holds for alike: the same two or more numbers, and the same answer."""
+    alignment = _Alignment(train.tokens, benchmark.tokens)
+    agree = _agree(train, benchmark) if train.numbers == benchmark.numbers else None
+    same = bool(agree) and len(train.numbers) >= 2 and not _common(benchmark.answers)
+    reason = MEANING if same else OTHER_TEXT
+    return Decision(same, reason, alignment.covered, alignment.covered_train, agree)
 
 
 def _identical(train: Problem, benchmark: Problem) -> Decision:

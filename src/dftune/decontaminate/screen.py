@@ -6,9 +6,11 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat, tee
 from typing import Any
 
 from dftune.decontaminate.decide import Problem
+from dftune.decontaminate.embed import Embedder, scan_meaning
 from dftune.decontaminate.index import BenchmarkRow, Hit, Index
 from dftune.decontaminate.page import page
 from dftune.decontaminate.scan import scan
@@ -93,6 +95,8 @@ def screen(
     benchmarks: Sequence[Benchmark],
     *,
     workers: int = 1,
+    embed: Embedder | None = None,
+    least_similarity: float = 0.9,
     progress: Callable[[int], None] | None = None,
 ) -> Contamination:
     """Compare every training row with every benchmark.
@@ -101,6 +105,8 @@ def screen(
         rows: the training rows; they are read once, and only those that are hits are kept in memory.
         benchmarks: what to check against.
         workers: processes.
+        embed: also compare what this encoder holds for alike.
+        least_similarity: cosine from which it does.
         progress: told now and then how many rows are done.
     """
     index = Index(
@@ -117,9 +123,12 @@ def screen(
             ahead.append(row)
             yield Problem(row.problem, () if row.answer is None else (row.answer,), row.solution)
 
-    for count, hits in enumerate(scan(problems(), index, workers=workers), 1):
+    by_text, by_meaning = tee(problems())
+    meant = scan_meaning(by_meaning, index, embed, least_similarity=least_similarity) if embed else repeat([])
+    for count, (hits, others) in enumerate(zip(scan(by_text, index, workers=workers), meant, strict=False), 1):
         row = ahead.popleft()
-        for hit in hits:
+        known = {id(hit.row) for hit in hits if hit.decision.same}
+        for hit in [*hits, *(other for other in others if id(other.row) not in known)]:
             if hit.decision.same:
                 found.same.add(row.id)
                 found.pairs.append(_pair(row, hit))
