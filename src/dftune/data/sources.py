@@ -85,9 +85,7 @@ def _advice(role: str, names: list[str], config: DataConfig) -> str:
         return f"Set data.columns.{role}={usual[0]}, if {verb} the {role}."
     if {"messages", "conversations"} & set(names):
         return (
-            "A column of conversations that each are a user's message and an assistant's answer is read as both: set "
-            "data.columns.problem and data.columns.solution to it. Other conversations are not read: write the two "
-            "turns into two text columns, problem and solution."
+            "Conversations, lists of {role, content}, are read whole: set data.columns.messages to their column."
         )
     return f"Set data.columns.{role}=NAME, one of these columns."
 
