@@ -84,9 +84,7 @@ def _advice(role: str, names: list[str], config: DataConfig) -> str:
         verb = "those are" if role == "negatives" else "that is"
         return f"Set data.columns.{role}={usual[0]}, if {verb} the {role}."
     if {"messages", "conversations"} & set(names):
-        return (
-            "Conversations, lists of {role, content}, are read whole: set data.columns.messages to their column."
-        )
+        return "Conversations, lists of {role, content}, are read whole: set data.columns.messages to their column."
     return f"Set data.columns.{role}=NAME, one of these columns."
 
 
