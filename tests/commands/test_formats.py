@@ -5,10 +5,10 @@ import json
 
 import pytest
 import yaml
+from tests.data.families import FAMILIES
 
 from dftune.commands import formats
 from dftune.data.prompts import FORMATS
-from tests.data.families import FAMILIES
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
