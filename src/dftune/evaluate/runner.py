@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dftune.data.prompts import FORMATS, PromptFormat, get_format
+from dftune.data.prompts import FORMATS, PromptFormat, get_format, recorded_format
 from dftune.data.tokenizer import tokenizer_fingerprint
 from dftune.environment import describe_environment, model_fingerprint
 from dftune.evaluate.benchmarks import Benchmark, Problem, load_benchmark
@@ -79,7 +79,7 @@ def evaluate(
         "model_fingerprint": model["fingerprint"],
         "step": step,
         "prompt_format": _named(prompt_format),
-        "trained_prompt_format": trained,
+        "trained_prompt_format": trained and {key: trained[key] for key in ("name", "fingerprint")},
         "sampling": {**sampled, "stop": list(prompt_format.stop)},
         "grader": GRADER_VERSION,
         "engine": "local",
@@ -144,24 +144,28 @@ def check_protocol(config: EvaluateConfig) -> dict[str, Any]:
     return {"temperature": config.temperature, **shared}
 
 
-def trained_format(folder: Path) -> dict[str, str] | None:
-    """Name and fingerprint of the prompt format that a model was trained with, or None where that is not known."""
+def trained_format(folder: Path) -> dict[str, Any] | None:
+    """Name, fingerprint and definition of the prompt format that a model was trained with; None where not known."""
     run, _ = locate(folder)
     return None if run is None else read_json(run / "manifest.json").get("prompt_format")
 
 
 def choose_format(
-    config: EvaluateConfig, trained: dict[str, str] | None, tokenizer: Any, say: Callable[[str], None]
+    config: EvaluateConfig, trained: dict[str, Any] | None, tokenizer: Any, say: Callable[[str], None]
 ) -> PromptFormat:
     """The format asked for, else the one trained with, else the tokenizer's chat template, else ``plain``."""
-    name = config.prompt_format or (trained and trained["name"]) or ("chat" if tokenizer.chat_template else None)
-    if name is None:
+    if config.prompt_format is not None:
+        prompt_format = get_format(config.prompt_format, tokenizer)
+    elif trained is not None:
+        prompt_format = recorded_format(trained, tokenizer)
+    elif tokenizer.chat_template:
+        prompt_format = get_format("chat", tokenizer)
+    else:
         say(
             "Note: it is not known how this model was trained, and its tokenizer has no chat template, so prompts are "
             f"the bare problem (prompt format plain). --prompt-format chooses another: {', '.join(FORMATS)}."
         )
-        name = "plain"
-    prompt_format = get_format(name, tokenizer)
+        prompt_format = FORMATS["plain"]
     if trained is not None and trained["fingerprint"] != prompt_format.fingerprint:
         say(
             f"Warning: prompts are rendered as {prompt_format.name}, and the model was trained on {trained['name']} "
