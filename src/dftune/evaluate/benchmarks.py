@@ -20,7 +20,20 @@ _PROBLEM, _ANSWER, _SOLUTION = ("problem", "question"), ("answer",), "solution"
 # Columns of the completions file, and texts that would only be repeated there.
 _NOT_CARRIED = {
     *("id", "sample", "problem", "question", "target", "prompt", "completion", "finish_reason", "num_tokens"),
-    *("answer", "verdict", "rule", "stage", "reason", "solution", "url", "key", "score", "tolerance", "stop_string"),
+    *(
+        "answer",
+        "verdict",
+        "rule",
+        "stage",
+        "reason",
+        "solution",
+        "url",
+        "key",
+        "score",
+        "reward",
+        "tolerance",
+        "stop_string",
+    ),
     *("mean_logp", "mean_entropy"),
 }
 _MAX_CARRIED = 200

@@ -140,7 +140,7 @@ class Job:
         rows = [row for row in ranked[0].used(self.results.rows.values()) if row["id"] in wanted]
         if self.scores is not None:
             self.results.replace(with_scores(rows, self.scores, "--scores"))
-        elif any("score" not in row for row in rows):
+        elif any("reward" not in row for row in rows):
             raise ValueError(f"{name} needs --scores FILE: JSONL with id, sample and score, one line a completion.")
 
     def missing(self) -> list[tuple[Problem, int]]:

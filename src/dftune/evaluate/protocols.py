@@ -127,9 +127,9 @@ class BestScored(Protocol):
     summary = "the sample with the highest given score (--scores FILE); ties count by expectation"
 
     def score(self, rows: Sequence[Row]) -> float | None:
-        """Mean verdict of the samples with the highest ``score``; None where one of them is ungraded."""
-        best = max(float(row["score"]) for row in rows)
-        winners = [row for row in rows if float(row["score"]) == best]
+        """Mean verdict of the samples with the highest ``reward``; None where one of them is ungraded."""
+        best = max(float(row["reward"]) for row in rows)
+        winners = [row for row in rows if float(row["reward"]) == best]
         return None if any(row["verdict"] == "ungraded" for row in winners) else share_correct(winners)
 
 
@@ -292,7 +292,7 @@ def stored_protocols(settings: Mapping[str, Any]) -> list[Protocol]:
 
 
 def with_scores(rows: Iterable[Row], scores: Mapping[tuple[str, int], float], where: str) -> list[dict[str, Any]]:
-    """Rows with the ``score`` of each.
+    """Rows with the score given to each, as ``reward``.
 
     Raises:
         ValueError: a completion has no score.
@@ -305,7 +305,7 @@ def with_scores(rows: Iterable[Row], scores: Mapping[tuple[str, int], float], wh
             f"{missing[0]['id']!r}, sample {missing[0]['sample']}. Score every completion: one line each with id, "
             "sample and score."
         )
-    return [{**row, "score": scores[row["id"], row["sample"]]} for row in rows]
+    return [{**row, "reward": scores[row["id"], row["sample"]]} for row in rows]
 
 
 def read_scores(rows: Iterable[Row], where: str) -> dict[tuple[str, int], float]:
