@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dftune.config import Config
+from dftune.data.own_format import FormatSpec
 
 
 class EvaluateConfig(Config):
@@ -29,7 +30,7 @@ class EvaluateConfig(Config):
     """Most tokens of a completion; one that reaches it counts as truncated."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Completions generated together, by the model in this process."""
-    prompt_format: str | None = None
+    prompt_format: FormatSpec | None = None
     """null: the format the model was trained with, or its chat template."""
     seed: int = 0
     """Seed of the sampling."""

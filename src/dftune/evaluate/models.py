@@ -47,8 +47,8 @@ class ModelFiles:
         kept = {key: value for key, value in config.items() if key not in _NOT_THE_ADAPTER}
         return fingerprint(base, kept, sha256_file(self.adapter / _WEIGHTS))
 
-    def trained_format(self) -> dict[str, str] | None:
-        """Name and fingerprint of the prompt format that the model was trained with, or None where it is not known."""
+    def trained_format(self) -> dict[str, Any] | None:
+        """Name, fingerprint and definition of the prompt format it was trained with; None where it is not known."""
         run, _ = locate(self.place)
         return None if run is None else read_json(run / "manifest.json").get("prompt_format")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dftune.data.prompts import FORMATS, PromptFormat, get_format
+from dftune.data.prompts import FORMATS, PromptFormat, get_format, recorded_format
 from dftune.data.tokenizer import tokenizer_fingerprint
 from dftune.environment import describe_environment
 from dftune.evaluate.benchmarks import Benchmark, load_benchmark
@@ -81,7 +81,7 @@ def evaluate(
         "model_fingerprint": identity,
         "step": step,
         "prompt_format": _named(prompt_format),
-        "trained_prompt_format": trained,
+        "trained_prompt_format": trained and {key: trained[key] for key in ("name", "fingerprint")},
         "grader": GRADER_VERSION,
         "engine": "local",
         "precision": dtype,
@@ -121,16 +121,20 @@ def evaluate_run(run: Path, config: EvaluateConfig, **options: Any) -> list[Eval
     return evaluate(final.model, config.benchmarks, config, final.output, step=final.step, **options)
 
 
-def choose_format(config: EvaluateConfig, trained: Mapping[str, str] | None, tokenizer: Any, say: Say) -> PromptFormat:
+def choose_format(config: EvaluateConfig, trained: Mapping[str, Any] | None, tokenizer: Any, say: Say) -> PromptFormat:
     """The format asked for, else the one trained with, else the tokenizer's chat template, else ``plain``."""
-    name = config.prompt_format or (trained and trained["name"]) or ("chat" if tokenizer.chat_template else None)
-    if name is None:
+    if config.prompt_format is not None:
+        prompt_format = get_format(config.prompt_format, tokenizer)
+    elif trained is not None:
+        prompt_format = recorded_format(trained, tokenizer)
+    elif tokenizer.chat_template:
+        prompt_format = get_format("chat", tokenizer)
+    else:
         say(
             "Note: it is not known how this model was trained, and its tokenizer has no chat template, so prompts are "
             f"the bare problem (prompt format plain). --prompt-format chooses another: {', '.join(FORMATS)}."
         )
-        name = "plain"
-    prompt_format = get_format(name, tokenizer)
+        prompt_format = FORMATS["plain"]
     if trained is not None and trained["fingerprint"] != prompt_format.fingerprint:
         say(
             f"Warning: prompts are rendered as {prompt_format.name}, and the model was trained on {trained['name']} "
