@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dftune.evaluate.config import EvaluateConfig
     from dftune.evaluate.results import EvalSummary
+    from dftune.evaluate.saved import Saved
 
 EPILOG = """\
 examples:
@@ -20,6 +22,10 @@ examples:
       the first 100 problems, with a model of the Hugging Face hub
   dftune evaluate runs/my-run --benchmarks aime24.jsonl --protocol sample --num-samples 16
       sixteen completions a problem; the accuracy is their mean, the interval is over problems
+  dftune evaluate runs/dynamic_ft --against runs/sft
+      better, worse or cannot tell, question by question, from results that are there: no model is loaded
+  dftune evaluate runs/my-run --diagnose
+      wrong, format failure, truncated, loop: what went wrong, how long, and in which subject
 
 Options that are left out are taken from the `evaluate` section of the run's recipe, where there is one.
 A benchmark is a JSONL file, one problem a line: {"id": ..., "problem": ..., "answer": ...}.
@@ -50,16 +56,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--step", type=int, metavar="N", help="of a run: the checkpoint of step N, not the final model")
     steps.add_argument("--all-checkpoints", action="store_true", help="of a run: every checkpoint and the final model")
+    add(
+        "--against",
+        metavar="OTHER",
+        help="compare with saved results of OTHER (a run, a checkpoint, a folder evals/step-N, a file, or a model): "
+        "paired difference, interval, permutation p, smallest detectable difference; without --benchmarks nothing is "
+        "generated where MODEL has results too",
+    )
+    add("--show", type=int, default=5, metavar="N", help="with --against: questions listed that flipped (default 5)")
+    add("--json", type=Path, metavar="FILE", help="with --against: write the comparison there")
+    add(
+        "--diagnose",
+        action="store_true",
+        help="print what went wrong; stored beside the completions as JSON",
+    )
     add("--overwrite", action="store_true", help="throw away results that are there already")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1...")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print the table."""
+    """Evaluate and print the table, unless all that is asked about is on disk; then diagnose and compare."""
+    if args.json is not None and args.against is None:
+        raise ValueError("--json is where a comparison goes; give --against OTHER too.")
+    theirs = _others(args.against) if args.against is not None else []
+    saved: list[Saved] = []
+    if (theirs or args.diagnose) and not (args.benchmarks or args.all_checkpoints or args.overwrite):
+        from dftune.evaluate.saved import find_saved  # noqa: PLC0415
+
+        saved = find_saved(args.model, step=args.step, output=args.output)
+    saved = saved or _evaluate(args)
+    if args.diagnose:
+        _diagnose(saved)
+    if theirs:
+        _compare(saved, theirs, args)
+    return 0
+
+
+def _others(where: str) -> list[Saved]:
+    """What to compare with, before any work is done.
+
+    Raises:
+        ValueError: nothing is saved there.
+    """
+    from dftune.evaluate.saved import find_saved  # noqa: PLC0415
+
+    found = find_saved(where)
+    if not found:
+        raise ValueError(
+            f"--against {where}: no saved results there. Give a run, a checkpoint, a folder evals/step-N or a model "
+            f"that was evaluated, or evaluate it first: dftune evaluate {where} --benchmarks ..."
+        )
+    return found
+
+
+def _diagnose(saved: Sequence[Saved]) -> None:
+    from dftune.evaluate.describe import format_diagnosis  # noqa: PLC0415
+    from dftune.evaluate.diagnose import diagnose  # noqa: PLC0415
+
+    for one in saved:
+        diagnosis = diagnose(one.rows)
+        stored = diagnosis.write(one.path, one.settings.get("grader"))
+        print(f"\n{one.path}\n\n{format_diagnosis(diagnosis)}\n\ndiagnosis: {stored}")
+
+
+def _compare(saved: Sequence[Saved], theirs: Sequence[Saved], args: argparse.Namespace) -> None:
+    from dftune.evaluate.against import compare_all, format_comparisons  # noqa: PLC0415
+    from dftune.files import write_json  # noqa: PLC0415
+
+    found = compare_all(saved, theirs, args.against)
+    print(f"\n{format_comparisons(found, args.show)}")
+    if args.json is not None:
+        write_json(args.json, {"comparisons": [one.to_json() for one in found]})
+        print(f"\ncomparison: {args.json}")
+
+
+def _evaluate(args: argparse.Namespace) -> list[Saved]:
+    """Generate what is missing, print the table."""
     from dftune.environment import set_threads  # noqa: PLC0415
     from dftune.evaluate.locate import plan, recipe_section  # noqa: PLC0415
     from dftune.evaluate.results import table  # noqa: PLC0415
     from dftune.evaluate.runner import evaluate  # noqa: PLC0415  (seconds to import)
+    from dftune.evaluate.saved import find_saved  # noqa: PLC0415
 
     plans = plan(args.model, args.output, step=args.step, all_checkpoints=args.all_checkpoints)
     config = configure(args, recipe_section(args.model))
@@ -76,7 +153,8 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
         )
     print(table(summaries))
-    return 0
+    paths = dict.fromkeys(str(summary.completions) for summary in summaries)
+    return [one for path in paths for one in find_saved(path)]
 
 
 def configure(args: argparse.Namespace, recipe: dict[str, Any]) -> EvaluateConfig:

@@ -33,9 +33,10 @@ def _accuracy(diagnosis: Diagnosis) -> list[str]:
     lines = [f"accuracy        {_interval(diagnosis.accuracy)}, {counts}"]
     error = f"standard error  {100 * diagnosis.accuracy.standard_error:.1f} points"
     if diagnosis.components.sampling is not None:
-        between, sampling = (100 * math.sqrt(x) for x in (diagnosis.components.between, diagnosis.components.sampling))
+        between, sampling = (math.sqrt(x) for x in (diagnosis.components.between, diagnosis.components.sampling))
         error += (
-            f": {between:.1f} from the choice of questions, {sampling:.1f} from sampling "
+            f": {100 * between:.1f} from the choice of questions, "
+            f"{100 * min(sampling, diagnosis.accuracy.standard_error):.1f} from sampling "
             "(what asking these questions again would change)"
         )
     lines.append(error)

@@ -21,6 +21,7 @@ SMALL_CELL = 20
 """Fewer questions than this are marked: such an interval is over 40 points wide in the middle."""
 MOST_CELLS = 40
 """A column with more values is no breakdown (a free text, an id) and is left out."""
+DIAGNOSIS_SUFFIX = ".diagnosis.json"
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -101,10 +102,15 @@ class Diagnosis:
             },
         }
 
-    def write(self, completions: Path, **about: Any) -> Path:
-        """Store it beside a completions file, as ``BENCHMARK.PROTOCOL.diagnosis.json``, with ``about`` in front."""
-        path = completions.with_suffix(".diagnosis.json")
-        write_json(path, {**about, **self.to_json()})
+    def write(self, completions: Path, grader: str | None) -> Path:
+        """Store it beside the completions, as ``BENCHMARK.PROTOCOL.diagnosis.json``; returns that path.
+
+        Args:
+            completions: the file that was diagnosed.
+            grader: version of the rules behind its verdicts, so that a diagnosis of older ones can be told.
+        """
+        path = completions.with_suffix(DIAGNOSIS_SUFFIX)
+        write_json(path, {"completions": completions.name, "grader": grader, **self.to_json()})
         return path
 
 

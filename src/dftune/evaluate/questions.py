@@ -173,7 +173,7 @@ class QuestionTally:
         return variance_components([correct[q] for q in kept], [graded[q] for q in kept], self.clusters(kept))
 
     def bounds(self) -> tuple[float, float] | None:
-        """Accuracy if every completion that was cut off and is not correct were wrong, and if all of them were right."""
+        """Accuracy if all completions that were cut off and are not correct were wrong, and if they were right."""
         kept = self._kept("settled", None)
         if not kept:
             return None
