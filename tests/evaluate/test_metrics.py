@@ -16,9 +16,9 @@ from dftune.evaluate.metrics import (
     pool_spreads,
     seed_spread,
     sign_flip_p_value,
-    student_t_quantile,
-    wilson_interval,
+    variance_of_mean,
 )
+from dftune.evaluate.quantiles import student_t_quantile, wilson_interval
 
 
 @pytest.mark.parametrize(

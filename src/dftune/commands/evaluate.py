@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dftune.evaluate.config import EvaluateConfig
+    from dftune.evaluate.saved import Saved
     from dftune.evaluate.summary import EvalSummary
 
 EPILOG = """\
@@ -23,6 +25,10 @@ examples:
       sixteen completions a problem, and three scores read off them
   dftune evaluate runs/my-run --benchmarks aime24 --protocol avg@64 --temperature 0.6
       48 more: what is there is kept
+  dftune evaluate runs/dynamic_ft --against runs/sft
+      better, worse or cannot tell, question by question, from results that are there: no model is loaded
+  dftune evaluate runs/my-run --diagnose
+      wrong, format failure, truncated, loop: what went wrong, how long, and in which subject
 
 Options that are left out are taken from the `evaluate` section of the run's recipe, where there is one.
 A benchmark is a name (`--list` shows them with the protocols), a JSONL, CSV or parquet file with one problem a row
@@ -69,21 +75,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--step", type=int, metavar="N", help="of a run: the checkpoint of step N, not the final model")
     steps.add_argument("--all-checkpoints", action="store_true", help="of a run: every checkpoint and the final model")
+    add(
+        "--against",
+        metavar="OTHER",
+        help="compare with saved results of OTHER (a run, a checkpoint, a folder evals/step-N, a file, or a model): "
+        "paired difference, interval, permutation p, smallest detectable difference; without --benchmarks nothing is "
+        "generated where MODEL has results too",
+    )
+    add("--show", type=int, default=5, metavar="N", help="with --against: questions listed that flipped (default 5)")
+    add("--json", type=Path, metavar="FILE", help="with --against: write the comparison there")
+    add(
+        "--diagnose",
+        action="store_true",
+        help="print what went wrong; stored beside the completions as JSON",
+    )
     add("--overwrite", action="store_true", help="throw away results that are there already")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1...")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print the table."""
+    """Evaluate and print the table, unless all that is asked about is on disk; then diagnose and compare."""
     if args.list:
         return _list()
     if args.model is None:
         raise ValueError(
             "which model? `dftune evaluate MODEL --benchmarks NAME`; --list shows benchmarks and protocols."
         )
+    from dftune.generate.base import IncompleteError  # noqa: PLC0415
+
+    if args.json is not None and args.against is None:
+        raise ValueError("--json is where a comparison goes; give --against OTHER too.")
+    theirs = _others(args.against) if args.against is not None else []
+    saved: list[Saved] = []
+    stored = not (args.benchmarks or args.protocol or args.all_checkpoints or args.overwrite)
+    if (theirs or args.diagnose) and stored:
+        from dftune.evaluate.saved import find_saved  # noqa: PLC0415
+
+        saved = find_saved(args.model, step=args.step, output=args.output)
+    try:
+        saved = saved or _evaluate(args)
+    except IncompleteError as error:
+        said = f"dftune evaluate: {error}\nWhat was delivered is saved; the same command asks for the rest."
+        print(said, file=sys.stderr)
+        return 1
+    if args.diagnose:
+        _diagnose(saved)
+    if theirs:
+        _compare(saved, theirs, args)
+    return 0
+
+
+def _others(where: str) -> list[Saved]:
+    """What to compare with, before any work is done.
+
+    Raises:
+        ValueError: nothing is saved there.
+    """
+    from dftune.evaluate.saved import find_saved  # noqa: PLC0415
+
+    found = find_saved(where)
+    if not found:
+        raise ValueError(
+            f"--against {where}: no saved results there. Give a run, a checkpoint, a folder evals/step-N or a model "
+            f"that was evaluated, or evaluate it first: dftune evaluate {where} --benchmarks ..."
+        )
+    return found
+
+
+def _diagnose(saved: Sequence[Saved]) -> None:
+    from dftune.evaluate.describe import format_diagnosis  # noqa: PLC0415
+    from dftune.evaluate.diagnose import diagnose  # noqa: PLC0415
+
+    for one in saved:
+        diagnosis = diagnose(one.rows)
+        stored = diagnosis.write(one.path, one.settings.get("grader"))
+        print(f"\n{one.path}\n\n{format_diagnosis(diagnosis)}\n\ndiagnosis: {stored}")
+
+
+def _compare(saved: Sequence[Saved], theirs: Sequence[Saved], args: argparse.Namespace) -> None:
+    from dftune.evaluate.against import compare_all, format_comparisons  # noqa: PLC0415
+    from dftune.files import write_json  # noqa: PLC0415
+
+    found = compare_all(saved, theirs, args.against)
+    print(f"\n{format_comparisons(found, args.show)}")
+    if args.json is not None:
+        write_json(args.json, {"comparisons": [one.to_json() for one in found]})
+        print(f"\ncomparison: {args.json}")
+
+
+def _evaluate(args: argparse.Namespace) -> list[Saved]:
+    """Generate what is missing, print the table."""
     from dftune.environment import set_threads  # noqa: PLC0415
     from dftune.evaluate.locate import plan, recipe_section  # noqa: PLC0415
     from dftune.evaluate.runner import evaluate  # noqa: PLC0415  (seconds to import)
+    from dftune.evaluate.saved import find_saved  # noqa: PLC0415
     from dftune.evaluate.summary import table  # noqa: PLC0415
     from dftune.generate.base import IncompleteError  # noqa: PLC0415
 
@@ -103,16 +188,13 @@ def run(args: argparse.Namespace) -> int:
                 device=args.device,
                 scores=args.scores,
             )
-        except IncompleteError as error:
+        except IncompleteError:
             if summaries:
                 print(table(summaries))
-            print(
-                f"dftune evaluate: {error}\nWhat was delivered is saved; the same command asks for the rest.",
-                file=sys.stderr,
-            )
-            return 1
+            raise
     print(table(summaries))
-    return 0
+    paths = dict.fromkeys(str(summary.completions) for summary in summaries)
+    return [one for path in paths for one in find_saved(path)]
 
 
 def _list() -> int:

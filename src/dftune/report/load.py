@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from dftune.evaluate.diagnose import DIAGNOSIS_SUFFIX
+from dftune.evaluate.questions import QuestionTally
 from dftune.files import read_json, read_jsonl
 
 Row = Mapping[str, Any]
-Outcome = Literal["correct", "wrong", "no answer", "truncated", "ungraded"]
-OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no answer", "truncated", "ungraded")
 
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
@@ -72,35 +71,7 @@ class Evaluation:
     @cached_property
     def scores(self) -> dict[str, float]:
         """Share of correct completions by problem id, over the graded ones; a problem without any is left out."""
-        graded: dict[str, list[bool]] = defaultdict(list)
-        for row in self.completions:
-            if row["verdict"] != "ungraded":
-                graded[str(row["id"])].append(row["verdict"] == "correct")
-        return {name: sum(verdicts) / len(verdicts) for name, verdicts in graded.items()}
-
-    @cached_property
-    def outcomes(self) -> dict[Outcome, int]:
-        """How many completions ended how."""
-        counts = dict.fromkeys(OUTCOMES, 0)
-        for row in self.completions:
-            counts[outcome(row)] += 1
-        return counts
-
-    @property
-    def num_truncated(self) -> int:
-        """Completions cut off at the token limit, whatever their verdict."""
-        return sum(row.get("finish_reason") == "length" for row in self.completions)
-
-
-def outcome(completion: Row) -> Outcome:
-    """Why a completion counts as it does: an incorrect one is truncated, without an answer, or wrong."""
-    if completion["verdict"] == "correct":
-        return "correct"
-    if completion["verdict"] == "ungraded":
-        return "ungraded"
-    if completion.get("finish_reason") == "length":
-        return "truncated"
-    return "no answer" if completion.get("answer") is None else "wrong"
+        return QuestionTally.of(self.completions).shares()
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +230,8 @@ def _read_evaluations(folder: Path) -> Iterable[Evaluation]:
     steps = {int(match[1]): child for child in folder.iterdir() if (match := _STEP_FOLDER.fullmatch(child.name))}
     for step in sorted(steps):
         for settings in sorted(steps[step].glob("*.json")):
-            yield _read_evaluation(step, settings)
+            if not settings.name.endswith(DIAGNOSIS_SUFFIX):
+                yield _read_evaluation(step, settings)
 
 
 def _read_evaluation(step: int, path: Path) -> Evaluation:

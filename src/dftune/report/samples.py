@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dftune.evaluate.classify import classify
 from dftune.report.conditions import Column, Condition
-from dftune.report.load import Evaluation, Row, outcome
+from dftune.report.load import Evaluation, Row
 from dftune.report.tables import ResultTable
 from dftune.report.wording import count, listed, plural, visible
 
@@ -117,7 +118,7 @@ def _answer(row: Row | None) -> Row | None:
     if row is None:
         return None
     return {
-        "outcome": outcome(row),
+        "outcome": classify(row).category,
         "answer": None if row.get("answer") is None else _text(row["answer"]),
         "completion": _text(row.get("completion")),
         "tokens": row.get("num_tokens"),
