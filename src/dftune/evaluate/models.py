@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dftune.config import read_yaml
-from dftune.environment import model_fingerprint
+from dftune.data.tokenizer import tokenizer_fingerprint
+from dftune.environment import describe_environment, model_fingerprint
 from dftune.evaluate.locate import ADAPTER_FILE, is_adapter, locate
-from dftune.files import fingerprint, read_json, sha256_file
+from dftune.files import check_name, fingerprint, read_json, sha256_file, write_json
 from dftune.generate.load import find_model
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -96,28 +97,58 @@ def num_parameters(folder: Path) -> int:
     return total
 
 
-def check_owner(output: Path, files: ModelFiles, identity: str) -> None:
-    """Check that the results of a model may go into a folder.
+def check_output(output: Path, folder: Path, fingerprint: str) -> None:
+    """Refuse a run folder that holds the evaluations of another model.
 
     Args:
         output: the run folder.
-        files: the model.
-        identity: its fingerprint.
+        folder: of the model.
+        fingerprint: of the model.
 
     Raises:
-        ValueError: the folder belongs to another model.
+        ValueError: it does; says of which.
     """
     if not (output / "manifest.json").is_file():
         return
     manifest: Mapping[str, Any] = read_json(output / "manifest.json")
-    run, _ = locate(files.place)
+    run, _ = locate(folder)
     if manifest.get("kind") == "train":
         same = run is not None and run.resolve() == output.resolve()
         owner = f"the run {manifest.get('name')}"
     else:
-        same = manifest["model"]["fingerprint"] == identity
+        same = manifest["model"]["fingerprint"] == fingerprint
         owner = f"evaluations of {manifest['model']['path']} (fingerprint {manifest['model']['fingerprint']})"
     if not same:
         raise ValueError(
-            f"{output} holds {owner}; {files.place} (fingerprint {identity}) is another model. Choose another --output."
+            f"{output} holds {owner}; {folder} (fingerprint {fingerprint}) is another model. Choose another --output."
         )
+
+
+def begin_output(
+    output: Path,
+    model: Mapping[str, Any],
+    folder: Path,
+    tokenizer: Any,
+    device: str,
+    *,
+    prompt_format: Mapping[str, str] | None = None,
+) -> None:
+    """Write the manifest of a run folder of kind ``evaluate``, unless ``output`` has a manifest.
+
+    Args:
+        output: the run folder.
+        model: ``path`` and ``fingerprint`` of the model.
+        folder: where its weights lie.
+        tokenizer: its tokenizer.
+        device: computed on.
+        prompt_format: name and fingerprint, where dftune renders the prompts.
+    """
+    if (output / "manifest.json").is_file():
+        return
+    name = check_name(output.resolve().name, "the output folder's name")
+    manifest = describe_environment(device) | {
+        "model": {**model, "num_parameters": num_parameters(folder)},
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "prompt_format": prompt_format,
+    }
+    write_json(output / "manifest.json", {"name": name, "kind": "evaluate", **manifest, "seed": None})

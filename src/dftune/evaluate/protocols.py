@@ -177,8 +177,15 @@ class OriginalFormat(StrictFormat):
 
 def share_correct(rows: Iterable[Row]) -> float | None:
     """``c / m`` with c correct of m graded completions; None where m is 0."""
-    graded = [float(row["verdict"] == "correct") for row in rows if row["verdict"] != "ungraded"]
+    graded = [score for row in rows if (score := score_of(row)) is not None]
     return math.fsum(graded) / len(graded) if graded else None
+
+
+def score_of(row: Row) -> float | None:
+    """What a row counts for, from 0 to 1: its ``score`` where it has one, else its verdict; None where ungraded."""
+    if row.get("score") is not None:
+        return float(row["score"])
+    return None if row["verdict"] == "ungraded" else float(row["verdict"] == "correct")
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

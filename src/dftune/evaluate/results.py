@@ -75,7 +75,7 @@ class Results:
                 "Move it away, or replace it with --overwrite."
             )
         if before is not None:
-            self._check_same(before, {**_of(benchmark), **settings})
+            check_same(self.path, before, {**_of(benchmark), **settings})
         self.settings = self._grown(before, settings, benchmark)
         if before is not None:
             rows = read_jsonl(self.path, partial_last_line=True) if self.path.is_file() else []
@@ -105,16 +105,6 @@ class Results:
             "protocols": list(dict.fromkeys([*_listed_protocols(before), *settings["protocols"]])),
             "by": list(dict.fromkeys([*before.get("by", ()), *settings.get("by", ())])),
         }
-
-    def _check_same(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        then, now = _flatten(before), _flatten(settings)
-        changed = [key for key in {**then, **now} if not _is_free(key) and then.get(key) != now.get(key)]
-        if changed:
-            listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
-            raise ValueError(
-                f"{self.path} holds completions made with other settings:\n{listed}\n"
-                "Use the same ones to continue it, --overwrite to replace it, or another --output."
-            )
 
     def _take_up(
         self,
@@ -190,6 +180,23 @@ class Results:
         if ordered != list(self.rows.values()) or not self.path.is_file():
             write_jsonl(self.path, ordered)
             self.rows = {(row["id"], row["sample"]): row for row in ordered}
+
+
+def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Compare the settings that results were made with to those asked for.
+
+    Raises:
+        ValueError: they would give other completions; each that differs is named.
+    """
+    then, now = _flatten(before), _flatten(settings)
+    changed = [key for key in {**then, **now} if not _is_free(key) and then.get(key) != now.get(key)]
+    if changed:
+        listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
+        raise ValueError(
+            f"{path} holds completions made with other settings:\n{listed}\n"
+            "Use the same ones to continue it, --overwrite to replace it, or another --output. Samples of another "
+            "temperature can stand beside it under another --label."
+        )
 
 
 def reference(problem: Problem) -> Row:

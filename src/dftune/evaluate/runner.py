@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dftune.data.prompts import FORMATS, PromptFormat, get_format, recorded_format
-from dftune.data.tokenizer import tokenizer_fingerprint
-from dftune.environment import describe_environment
 from dftune.evaluate.benchmarks import Benchmark, load_benchmark
 from dftune.evaluate.config import EvaluateConfig
 from dftune.evaluate.grade import GRADER_VERSION, check_golds
 from dftune.evaluate.jobs import Job, plan_samplings
 from dftune.evaluate.locate import plan
-from dftune.evaluate.models import ModelFiles, check_owner, find_files, num_parameters
+from dftune.evaluate.models import ModelFiles, begin_output, check_output, find_files
 from dftune.evaluate.protocols import BestScored, read_scores
 from dftune.evaluate.summary import EvalSummary
-from dftune.files import check_name, read_jsonl, write_json
+from dftune.files import read_jsonl
 from dftune.generate.base import Engine
 from dftune.generate.load import choose_device, choose_dtype, load_engine, load_tokenizer
 
@@ -87,7 +85,7 @@ def evaluate(
         "precision": dtype,
         "by": list(config.by),
     }
-    check_owner(output, files, identity)
+    check_output(output, files.place, identity)
     folder = output / "evals" / f"step-{step}"
     jobs = []
     for benchmark in loaded:
@@ -96,10 +94,8 @@ def evaluate(
     for job in jobs:  # all of them before any work, so that a conflict does not appear after an hour
         job.scores = ranking
         job.open(overwrite=overwrite)
-    if not (output / "manifest.json").is_file():
-        model = {"path": model_path, "fingerprint": identity, "num_parameters": num_parameters(files.folder)}
-        described = {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer), "prompt_format": _named(prompt_format)}
-        _write_manifest(output, describe_environment(device) | {"model": model} | described)
+    model = {"path": model_path, "fingerprint": identity}
+    begin_output(output, model, files.folder, tokenizer, device, prompt_format=_named(prompt_format))
 
     engine: Engine | None = None
     for job in jobs:
@@ -193,11 +189,6 @@ def _read_scores(
 
 def _named(prompt_format: PromptFormat) -> dict[str, str]:
     return {"name": prompt_format.name, "fingerprint": prompt_format.fingerprint}
-
-
-def _write_manifest(output: Path, manifest: Mapping[str, Any]) -> None:
-    name = check_name(output.resolve().name, "the output folder's name")
-    write_json(output / "manifest.json", {"name": name, "kind": "evaluate", **manifest, "seed": None})
 
 
 def _say(message: str) -> None:

@@ -192,17 +192,16 @@ def table(summaries: Sequence[EvalSummary]) -> str:
         )
     parts = [_parts(item, several) for item in summaries if item.parts]
     files = list(dict.fromkeys(item.completions for item in summaries))
-    return "\n".join([_aligned(rows, len(head) - 3), "", *parts, "completions:", *(f"  {path}" for path in files)])
+    lines = lay_out(rows, num_names=len(head) - 3)
+    return "\n".join([*lines, "", *parts, "completions:", *(f"  {path}" for path in files)])
 
 
 def _parts(item: EvalSummary, several: bool) -> str:
     step = f" at step {item.step}" if several else ""
-    rows = [["by", item.parts[0].column, "accuracy", "95 % interval", "n"]]
+    rows = [["by", "", "accuracy", "95 % interval", "n"]]
     for part in item.parts:
-        figures = _figures(part.accuracy, part.low, part.high)
-        rows.append([part.column, part.value, *figures, str(part.num_problems)])
-    rows[0][1] = ""
-    return f"{item.benchmark} {item.protocol}{step}\n{_aligned(rows, 2)}\n"
+        rows.append([part.column, part.value, *_figures(part.accuracy, part.low, part.high), str(part.num_problems)])
+    return "\n".join([f"{item.benchmark} {item.protocol}{step}", *lay_out(rows, num_names=2), ""])
 
 
 def _figures(accuracy: float | None, low: float, high: float) -> tuple[str, str]:
@@ -211,8 +210,8 @@ def _figures(accuracy: float | None, low: float, high: float) -> tuple[str, str]
     return f"{100 * accuracy:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:
-    """Columns of equal width under a rule: names to the left, numbers to the right."""
+def lay_out(rows: Sequence[Sequence[str]], num_names: int) -> list[str]:
+    """Lines of a table: the first row is its head; the first ``num_names`` columns stand to the left, numbers right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -221,5 +220,4 @@ def _aligned(rows: Sequence[Sequence[str]], num_names: int) -> str:
         ).rstrip()
         for row in rows
     ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
