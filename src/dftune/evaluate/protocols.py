@@ -55,6 +55,10 @@ class Protocol(ABC):
         """The completions that it looks at: the first ``num_samples`` of every problem."""
         return [row for row in rows if row.get("sample", 0) < self.num_samples]
 
+    def num_used(self, there: int) -> int:
+        """How many of the samples that are there for each problem it looks at."""
+        return min(self.num_samples, there)
+
     @abstractmethod
     def score(self, rows: Sequence[Row]) -> float | None:
         """The score of one problem, in [0, 1], from the completions that `used` gave; None where there is none."""
@@ -114,6 +118,10 @@ class PassAt(Protocol):
     def used(self, rows: Iterable[Row]) -> list[Row]:
         """All of them: more samples than k make the estimate less noisy."""
         return list(rows)
+
+    def num_used(self, there: int) -> int:
+        """All of them."""
+        return there
 
     def score(self, rows: Sequence[Row]) -> float | None:
         """`pass_at_k` over the graded completions; None where fewer than k were graded."""
@@ -288,13 +296,11 @@ def describe_protocols() -> str:
 def stored_protocols(settings: Mapping[str, Any]) -> list[Protocol]:
     """The protocols that a file of completions was made for, as its settings list them.
 
-    Files from before there were several protocols a file have none listed: theirs is the mean over all samples, under
-    the name of the sampling.
+    Files from before there were several protocols a file list none: theirs is the mean over all samples.
     """
     listed = settings.get("protocols")
     if listed is None:
-        name = str(settings["protocol"])
-        return [Mean(name, int(settings["num_samples"]), sampled=name != GREEDY)]
+        listed = [GREEDY if settings["protocol"] == GREEDY else f"avg@{settings['num_samples']}"]
     return [get_protocol(str(name)) for name in listed]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dftune.evaluate.benchmarks import Benchmark, Problem
-from dftune.evaluate.protocols import GREEDY
+from dftune.evaluate.protocols import stored_protocols
 from dftune.files import append_jsonl, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 
 Row = dict[str, Any]
@@ -102,7 +102,7 @@ class Results:
             grown |= {key: value for key, value in kept.items() if key in grown}
         return grown | {
             "num_samples": max(num_samples, there[1]),
-            "protocols": list(dict.fromkeys([*_listed_protocols(before), *settings["protocols"]])),
+            "protocols": list(dict.fromkeys([*(one.name for one in stored_protocols(before)), *settings["protocols"]])),
             "by": list(dict.fromkeys([*before.get("by", ()), *settings.get("by", ())])),
         }
 
@@ -211,13 +211,6 @@ def _of(benchmark: Benchmark) -> dict[str, Any]:
         "benchmark_fingerprint": benchmark.fingerprint,
         "num_problems": len(benchmark.rows),
     }
-
-
-def _listed_protocols(before: Mapping[str, Any]) -> list[str]:
-    """What a file was made for; one from before protocols were listed, for the mean of its samples."""
-    if "protocols" in before:
-        return list(before["protocols"])
-    return [GREEDY if before["protocol"] == GREEDY else f"avg@{before['num_samples']}"]
 
 
 def _is_free(key: str) -> bool:
