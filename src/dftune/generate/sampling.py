@@ -91,8 +91,8 @@ def token_stats(logits: Tensor, chosen: Tensor) -> Tensor:
     """
     if logits.is_cpu and logits.numel() > _CACHED and len(logits) > 1:  # 3.5 times as fast at 150,000 words
         parts = max(1, _CACHED // logits.shape[-1])
-        pairs = zip(logits.split(parts), chosen.split(parts), strict=True)
-        return torch.cat([token_stats(*pair) for pair in pairs], -1)
+        starts = range(0, len(logits), parts)
+        return torch.cat([token_stats(logits[at : at + parts], chosen[at : at + parts]) for at in starts], -1)
     logits = logits - logits.amax(-1, keepdim=True)
     exps = logits.exp()
     total = exps.sum(-1)
