@@ -25,6 +25,8 @@ examples:
       sixteen completions a problem, and three scores read off them
   dftune evaluate runs/my-run --benchmarks aime24 --protocol avg@64 --temperature 0.6
       48 more: what is there is kept
+  dftune evaluate runs/my-run --benchmarks math500 --server http://127.0.0.1:8000/v1
+      the model is served there (dftune serve runs/my-run); several URLs share the load
   dftune evaluate runs/dynamic_ft --against runs/sft
       better, worse or cannot tell, question by question, from results that are there: no model is loaded
   dftune evaluate runs/my-run --diagnose
@@ -71,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--label", metavar="NAME", help="name of the file of samples (default sample), for a second temperature")
     add("--by", nargs="+", metavar="COLUMN", help="break the scores down by subject, level, ...")
     add("--scores", type=Path, metavar="FILE", help="JSONL with id, sample and score of completions, for rm@N")
+    _add_server_arguments(parser)
     add("--output", type=Path, metavar="FOLDER", help="where results go (default: the run, else runs/eval-NAME)")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--step", type=int, metavar="N", help="of a run: the checkpoint of step N, not the final model")
@@ -91,6 +94,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="throw away results that are there already")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1...")
+
+
+def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("servers", "the model is served elsewhere (dftune serve, vLLM, ...)").add_argument
+    add("--server", nargs="+", metavar="URL", help="base URLs such as http://127.0.0.1:8000/v1; they share the load")
+    add("--served-model", metavar="NAME", help="the model's name at the server (default: MODEL)")
+    add("--chat", action="store_true", default=None, help="send messages, rendered by the server's chat template")
+    add("--concurrency", type=int, metavar="N", help="most requests in flight at each server (default 64)")
+    add("--samples-per-request", type=int, metavar="N", help="most samples of a problem asked at once (default 8)")
+    add("--request-timeout-s", type=float, metavar="S", help="longest time for one request (default 600)")
+    add("--max-retries", type=int, metavar="N", help="how often a request is tried again (default 8)")
+    add("--outage-s", type=float, metavar="S", help="how long to wait when no server can be reached (default 300)")
 
 
 def run(args: argparse.Namespace) -> int:

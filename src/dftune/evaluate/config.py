@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dftune.config import Config
 from dftune.data.own_format import FormatSpec
+from dftune.generate.config import ServerConfig
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(ServerConfig):
     """Which benchmarks are run on the trained model, and how completions are sampled."""
 
     benchmarks: tuple[str, ...] = ()

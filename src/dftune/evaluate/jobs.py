@@ -18,6 +18,7 @@ from dftune.evaluate.results import Results, Row, reference
 from dftune.evaluate.summary import EvalSummary, summarize
 from dftune.files import check_name
 from dftune.generate.base import Completion, Engine, Request, Sampling
+from dftune.generate.client import ServerEngine
 from dftune.progress import Progress
 
 _SECONDS_BETWEEN_SAVES = 10.0
@@ -179,6 +180,8 @@ class Job:
             try:
                 engine.generate(requests, sampling, save)
             finally:
+                if isinstance(engine, ServerEngine):
+                    self.results.settings["server"] = engine.describe()
                 self.results.add_seconds(clock.take())
 
     def _requests(self, tokenizer: Any) -> list[Request]:

@@ -152,17 +152,23 @@ class StrictFormat(Protocol):
         return found["answer"] if found else None
 
     def score(self, rows: Sequence[Row]) -> float | None:
-        """Share of completions that keep the format and are right; those that cannot be graded are left out."""
+        """Share of completions that keep the format and are right.
+
+        Left out are those that cannot be graded, and those that would keep it with a closing tag where the engine does
+        not say whether they ended at one.
+        """
         values = [self._one(row) for row in rows]
         known = [value for value in values if value is not None]
         return math.fsum(known) / len(known) if known else None
 
     def _one(self, row: Row) -> float | None:
-        # The engine cuts a completion before the stop string it ended at.
-        closed = row["completion"] + (_CLOSE if row.get("stop_string") == _CLOSE else "")
-        answer = self.answer(closed)
+        completion = row["completion"]
+        if row.get("stop_string") == _CLOSE:  # the engine cuts a completion before the stop string it ended at
+            completion += _CLOSE
+        answer = self.answer(completion)
         if answer is None:
-            return 0.0
+            unsaid = row.get("stop_string") is None and row.get("finish_reason") == "stop"
+            return None if unsaid and self.answer(completion + _CLOSE) is not None else 0.0
         verdict = grade(row["target"], f"<answer>{answer}{_CLOSE}", strict=True).verdict
         return None if verdict == "ungraded" else float(verdict == "correct")
 

@@ -18,11 +18,14 @@ from dftune.evaluate.protocols import BestScored, read_scores
 from dftune.evaluate.summary import EvalSummary
 from dftune.files import read_jsonl
 from dftune.generate.base import Engine
+from dftune.generate.client import load_server_engine
 from dftune.generate.load import choose_device, choose_dtype, load_engine, load_tokenizer
 
 Say = Callable[[str], None]
 
 _SHOWN = 5
+_MESSAGE = PromptFormat("message", "{problem}", source="dftune")
+"""The problem alone as the user's message, for servers that render it by their own chat template."""
 
 
 def evaluate(
@@ -81,9 +84,10 @@ def evaluate(
         "prompt_format": _named(prompt_format),
         "trained_prompt_format": trained and {key: trained[key] for key in ("name", "fingerprint")},
         "grader": GRADER_VERSION,
-        "engine": "local",
-        "precision": dtype,
+        "engine": "server" if config.server else "local",
+        "precision": None if config.server else dtype,
         "by": list(config.by),
+        **({"chat": True} if _by_chat(config) else {}),
     }
     check_output(output, files.place, identity)
     folder = output / "evals" / f"step-{step}"
@@ -100,7 +104,7 @@ def evaluate(
     engine: Engine | None = None
     for job in jobs:
         if job.missing():
-            engine = engine or _make_engine(files, config, device=device, dtype=dtype)
+            engine = engine or _make_engine(files, tokenizer, config, device=device, dtype=dtype, say=say)
             job.generate(engine, tokenizer)
     return [summary for job in jobs for summary in job.finish(config.by)]
 
@@ -119,6 +123,8 @@ def evaluate_run(run: Path, config: EvaluateConfig, **options: Any) -> list[Eval
 
 def choose_format(config: EvaluateConfig, trained: Mapping[str, Any] | None, tokenizer: Any, say: Say) -> PromptFormat:
     """The format asked for, else the one trained with, else the tokenizer's chat template, else ``plain``."""
+    if _by_chat(config):  # what is rendered here is the user's message
+        return _MESSAGE if config.prompt_format is None else get_format(config.prompt_format, tokenizer)
     if config.prompt_format is not None:
         prompt_format = get_format(config.prompt_format, tokenizer)
     elif trained is not None:
@@ -139,7 +145,17 @@ def choose_format(config: EvaluateConfig, trained: Mapping[str, Any] | None, tok
     return prompt_format
 
 
-def _make_engine(files: ModelFiles, config: EvaluateConfig, *, device: str, dtype: str) -> Engine:
+def _by_chat(config: EvaluateConfig) -> bool:
+    """Whether the server's own template makes the prompt."""
+    return bool(config.server) and config.chat
+
+
+def _make_engine(
+    files: ModelFiles, tokenizer: Any, config: EvaluateConfig, *, device: str, dtype: str, say: Say
+) -> Engine:
+    """The servers that were named, else the model in this process."""
+    if config.server:
+        return load_server_engine(config, files.named, tokenizer, folder=files.folder, say=say)
     return load_engine(files.folder, adapter=files.adapter, device=device, dtype=dtype, batch_size=config.batch_size)
 
 

@@ -87,6 +87,7 @@ class Completion:
             does not say. Completions that differ in this or in the entropy alone are equal: the last digits depend on
             the batch.
         mean_entropy: mean entropy of the model's distributions over those tokens, at temperature 1, in nats; likewise.
+        stop_string: the stop string it ended at; empty where it ended otherwise, None where the engine does not say.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Completion:
     num_tokens: int
     mean_logp: float | None = field(default=None, compare=False)
     mean_entropy: float | None = field(default=None, compare=False)
+    stop_string: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

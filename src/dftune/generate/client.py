@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dftune.data.prompts import adds_bos
+from dftune.data.tokens import adds_bos
 from dftune.files import read_json
 from dftune.generate.base import Completion, Failure, IncompleteError, Request, Sampling
 from dftune.generate.bridge import drive

@@ -173,53 +173,50 @@ class LocalEngine:
         self, rows: Sequence[_Row], chosen: Sequence[int], sampling: Sampling, sums: Tensor
     ) -> list[Completion]:
         """Append a token to every unfinished row; return what that finished."""
-        ends: dict[int, tuple[str, Literal["stop", "length"]]] = {}
+        ends: dict[int, tuple[str, Literal["stop", "length"], str]] = {}
         unfinished = []
         for index, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             if row.done:
                 continue
             row.tokens.append(token)
             if token in sampling.end_token_ids:
-                ends[index] = (self._text(row.request, row.tokens[:-1]), "stop")
+                ends[index] = (self._text(row.request, row.tokens[:-1]), "stop", "")
             else:
                 unfinished.append(index)
-        texts = self._stopped([rows[index] for index in unfinished], sampling.stop)
-        for index, text in zip(unfinished, texts, strict=True):
+        stopped = self._stopped([rows[index] for index in unfinished], sampling.stop)
+        for index, found in zip(unfinished, stopped, strict=True):
             row = rows[index]
-            if text is not None:
-                ends[index] = (text, "stop")
+            if found is not None:
+                ends[index] = (found[0], "stop", found[1])
             elif len(row.tokens) == row.limit:
-                ends[index] = (self._text(row.request, row.tokens), "length")
+                ends[index] = (self._text(row.request, row.tokens), "length", "")
         if not ends:
             return []
         means = sums[:, list(ends)].T.tolist() if self.stats else [(None, None)] * len(ends)
-        return [
-            self._finish(rows[index], text, reason, stats)
-            for (index, (text, reason)), stats in zip(ends.items(), means, strict=True)
-        ]
+        return [self._finish(rows[index], *end, stats) for (index, end), stats in zip(ends.items(), means, strict=True)]
 
     def _finish(
-        self, row: _Row, text: str, reason: Literal["stop", "length"], sums: Sequence[float | None]
+        self, row: _Row, text: str, reason: Literal["stop", "length"], stop: str, sums: Sequence[float | None]
     ) -> Completion:
         row.done = True
         num_tokens = len(row.tokens)
-        means = (None if total is None else total / num_tokens for total in sums)
-        return Completion(row.request.id, row.request.sample, text, reason, num_tokens, *means)
+        logp, entropy = (None if total is None else total / num_tokens for total in sums)
+        return Completion(row.request.id, row.request.sample, text, reason, num_tokens, logp, entropy, stop)
 
-    def _stopped(self, rows: Sequence[_Row], stop: Sequence[str]) -> list[str | None]:
-        """The text before the first stop string, for every row that has come to one; None for the others."""
+    def _stopped(self, rows: Sequence[_Row], stop: Sequence[str]) -> list[tuple[str, str] | None]:
+        """The text before the first stop string, and that, for every row that has come to one; None for the others."""
         if not stop or not rows:
             return [None] * len(rows)
         # A token holds at least one byte, so a stop string just completed lies within this many tokens.
         # Only rows with one there are decoded in full.
         reach = max(len(string.encode()) for string in stop) + _CONTEXT_TOKENS
         tails = self._decode([row.tokens[-reach:] for row in rows])
-        texts: list[str | None] = []
+        found: list[tuple[str, str] | None] = []
         for row, tail in zip(rows, tails, strict=True):
             text = self._text(row.request, row.tokens) if any(string in tail for string in stop) else ""
-            cuts = [cut for string in stop if (cut := text.find(string)) >= 0]
-            texts.append(text[: min(cuts)] if cuts else None)
-        return texts
+            cuts = [(cut, string) for string in stop if (cut := text.find(string)) >= 0]
+            found.append((text[: min(cuts)[0]], min(cuts)[1]) if cuts else None)
+        return found
 
     def _text(self, request: Request, tokens: Sequence[int]) -> str:
         """What the tokens add to the prompt. Some tokenizers drop a space at the start of whatever they decode."""

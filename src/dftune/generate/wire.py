@@ -11,6 +11,7 @@ from typing import Any, Literal
 from dftune.generate.base import Completion, Request, Sampling
 from dftune.generate.faults import RequestError
 
+_UNSAID = object()
 _MOST_STOPS = 4  # OpenAI's limit; the others are looked for in the text
 _FINISHED: Mapping[object, Literal["stop", "length"]] = {
     "stop": "stop",
@@ -122,12 +123,13 @@ def body(
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion as the server gave it."""
+    """One completion as the server gave it; ``stop_string`` as in `Completion`, where it says (vLLM, SGLang)."""
 
     text: str
     finish_reason: Literal["stop", "length"] | None
     logps: tuple[float, ...] | None
     num_tokens: int | None
+    stop_string: str | None = None
 
 
 def choices_of(reply: Mapping[str, Any], num_samples: int) -> list[Choice]:
@@ -162,7 +164,9 @@ def _choice(choice: Mapping[str, Any], total: object) -> Choice:
     num_tokens = total if isinstance(total, int) and not isinstance(total, bool) else None
     if num_tokens is None and logps is not None:
         num_tokens = len(logps)
-    return Choice(text, _FINISHED[reason] if reason is not None else None, logps, num_tokens)
+    stopped_at = choice.get("stop_reason", choice.get("matched_stop", _UNSAID))  # an end token is given by its id
+    stop_string = None if stopped_at is _UNSAID else stopped_at if isinstance(stopped_at, str) else ""
+    return Choice(text, _FINISHED[reason] if reason is not None else None, logps, num_tokens, stop_string)
 
 
 def _logps(logprobs: object) -> tuple[float, ...] | None:
@@ -199,12 +203,15 @@ def completion_of(
     found = [(at, string) for string in stop if (at := text.find(string)) >= 0]
     if num_tokens is None:
         num_tokens = count(text) + (reason == "stop" and not found)  # and the end token
+    stop_string = choice.stop_string
     if found:
         at, string = min(found)
+        stop_string = string
         end = at + max(len(other) for where, other in found if where == at)
         if end < len(text):  # the server wrote on: these tokens were never asked for
             num_tokens, logps = count(text[: at + len(string)]), None
         text, reason = text[:at], "stop"
     reason = reason or ("length" if num_tokens >= max_tokens else "stop")
     mean_logp = sum(logps) / len(logps) if logps else None
-    return Completion(request.id, request.sample, text, reason, num_tokens, mean_logp)
+    stop_string = "" if reason == "length" else stop_string
+    return Completion(request.id, request.sample, text, reason, num_tokens, mean_logp, stop_string=stop_string)
