@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dftune.files import append_jsonl
-from dftune.report.load import Evaluation, find_runs, outcome, read_run
+from dftune.report.load import Evaluation, find_runs, read_run
 from tests.report.conftest import verdict_rows, write_base_run, write_evaluation, write_manifest, write_training_run
 
 
@@ -147,20 +147,6 @@ def test_scores_average_samples_and_leave_ungraded_completions_out() -> None:
 def test_an_evaluation_with_fewer_lines_than_promised_is_incomplete() -> None:
     assert evaluation("101").complete
     assert not evaluation("101", num_problems=4).complete
-
-
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"verdict": "correct", "finish_reason": "length"}, "correct"),
-        ({"verdict": "incorrect", "answer": "3", "finish_reason": "stop"}, "wrong"),
-        ({"verdict": "incorrect", "answer": None, "finish_reason": "stop"}, "no answer"),
-        ({"verdict": "incorrect", "answer": "3", "finish_reason": "length"}, "truncated"),
-        ({"verdict": "ungraded", "answer": None, "finish_reason": "length"}, "ungraded"),
-    ],
-)
-def test_outcomes_tell_wrong_missing_truncated_and_ungraded_apart(row: dict[str, object], expected: str) -> None:
-    assert outcome(row) == expected
 
 
 def test_a_score_under_another_prompt_format_is_known_and_an_unknown_format_is_not_blamed() -> None:
