@@ -76,7 +76,7 @@ def test_processes_find_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_unreadable_benchmark_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)nothing\.jsonl.*data\.decontaminate\.action=off"):
+    with pytest.raises(ValueError, match=r"(?s)nothing\.jsonl.*data\.decontaminate\.action=skip"):
         load_benchmarks([str(tmp_path / "nothing.jsonl")])
 
 

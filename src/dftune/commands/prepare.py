@@ -77,6 +77,9 @@ def summarize(manifest: Manifest) -> str:
         per_row = negatives["per_row"]
         lines += [("negatives read", negatives["read"], ""), *_left_out(negatives["dropped"])]
         lines.append(("negatives", negatives["kept"], f"{per_row['min']} to {per_row['max']} a row"))
+    for name, found in manifest["contamination"]["benchmarks"].items():
+        note = f"of {found['rows']:,}, in {found['training_rows']:,} training rows: contamination.html"
+        lines.append((f"problems of {name}", len(found["matched"]), note))
     wide = max(len(label) for label, _, _ in lines)
     text = [f"{label:<{wide}} {count:>12,}   {note}".rstrip() for label, count, note in lines]
     names = ("min", "mean", "median", "p95", "max", "sum")

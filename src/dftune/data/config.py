@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,19 @@ class ColumnsConfig(Config):
         return {**values, "problem": name, "solution": name}
 
 
+class DecontaminateConfig(Config):
+    """Training rows that are problems of a benchmark: docs/decontamination.md."""
+
+    action: Literal["remove", "report", "error", "skip"] = "remove"
+    """What becomes of them: left out, kept and counted, an error; skip does not look for them."""
+    benchmarks: tuple[str, ...] = ()
+    """Benchmarks to check against, beside those of evaluate.benchmarks."""
+    embeddings: str | None = None
+    """Encoder (folder or model id) by which problems in other words are found too; null: by words and numbers only."""
+    least_similarity: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Cosine of two embeddings from which numbers and answers are compared."""
+
+
 class DataConfig(Config):
     """From a source to a prepared dataset."""
 
@@ -79,6 +92,8 @@ class DataConfig(Config):
     then has no end token; or stop. Everything cut or left out is counted."""
     validation: Annotated[int, Field(ge=0)] = 0
     """Rows held out, chosen by a hash of their ids, so that the choice does not depend on order or seed."""
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    """The check of the training rows against benchmarks."""
     prepared: Path
     """Folder for the prepared dataset."""
 

@@ -78,6 +78,9 @@ class Manifest(_WithNegatives):
     counts: Counts
     truncated: dict[str, Dropped]
     """Rows and negatives that were cut to ``data.max_length`` and kept, by what was cut."""
+    contamination: dict[str, Any]
+    """What was done with training rows that are benchmark problems, and for each benchmark that was checked its
+    fingerprint, number of rows, the ids found, and the number of training rows that are one."""
     num_train: int
     num_validation: int
     tokens: dict[str, dict[str, float]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -25,6 +26,7 @@ from dftune.data.dataset import (
 )
 from dftune.data.examples import (
     BEYOND_LIMIT,
+    CONTAMINATED,
     CUT_AWAY,
     END_INSIDE,
     NO_NEGATIVE,
@@ -46,6 +48,10 @@ from dftune.data.tokenizer import (
     train_tokenizer,
 )
 from dftune.data.truncation import CUT_NEGATIVE, Cut, cut_left, cut_right
+from dftune.decontaminate.embed import Embedder
+from dftune.decontaminate.screen import Contamination, TrainingRow, load_benchmarks, screen
+from dftune.environment import available_cores
+from dftune.evaluate.benchmarks import Benchmark
 from dftune.files import fingerprint
 from dftune.recipe import Recipe
 
@@ -89,6 +95,9 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
     _check_some_left(len(examples), data, ledger)
     identity = tokenizer_origin(recipe) if scratch else tokenizer_fingerprint(tokenizer)
     content = fingerprint(LAYOUT, settings_of(recipe), prompt_format.fingerprint, identity, rows_sha256)
+    benchmarks = _benchmarks(recipe)
+    if benchmarks:
+        content = fingerprint(content, [benchmark.fingerprint for benchmark in benchmarks])
     if any(example.history for example in examples):
         content = fingerprint(content, prompt_format.conversation_fingerprint(tokenizer))
     existing = find_existing(data.prepared, content, lambda manifest: differing_settings(manifest, recipe), force)
@@ -96,6 +105,8 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
         report("already prepared", 1, 1)
         return existing
 
+    examples, contamination = _screened(examples, benchmarks, data, ledger, report)
+    _check_some_left(len(examples), data, ledger)
     task = _Task(data, prompt_format, ledger, report)
     if scratch is None:
         encoded = task.encode_with(tokenizer, examples)
@@ -115,6 +126,7 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
         rows_sha256=rows_sha256,
         counts=ledger.counts(),
         truncated=ledger.truncated(),
+        contamination={"action": data.decontaminate.action, "benchmarks": contamination.counts()},
         num_train=len(train),
         num_validation=len(validation),
         tokens=token_statistics(encoded),
@@ -126,8 +138,47 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
     num_dropped = sum(dropped["count"] for dropped in counts["dropped"].values())
     assert counts["rows_read"] == len(train) + len(validation) + num_dropped, "a row was lost without a count"
     report("writing", 0, None)
-    write_dataset(data.prepared, manifest, tokenizer, {"train": train, "validation": validation})
+    files = contamination.files(recipe.name, data.decontaminate.action) if benchmarks else {}
+    write_dataset(data.prepared, manifest, tokenizer, {"train": train, "validation": validation}, files)
     return manifest
+
+
+def _benchmarks(recipe: Recipe) -> list[Benchmark]:
+    settings = recipe.data.decontaminate
+    if settings.action == "skip":
+        return []
+    return load_benchmarks([*recipe.evaluate.benchmarks, *settings.benchmarks], recipe.evaluate.data_dir)
+
+
+def _screened(
+    examples: list[Example], benchmarks: Sequence[Benchmark], data: DataConfig, ledger: Ledger, report: Progress
+) -> tuple[list[Example], Contamination]:
+    """The examples to go on with, and what they have in common with the benchmarks."""
+    settings = data.decontaminate
+    if not benchmarks:
+        return examples, Contamination([])
+    contamination = screen(
+        (TrainingRow(example.id, example.problem, example.answer, example.solution) for example in examples),
+        benchmarks,
+        workers=available_cores(),
+        embed=None if settings.embeddings is None else Embedder(settings.embeddings),
+        least_similarity=settings.least_similarity,
+        progress=lambda count: report("comparing with benchmarks", count, len(examples)),
+    )
+    found = [example for example in examples if example.id in contamination.same]
+    if settings.action == "report" or not found:
+        return examples, contamination
+    if settings.action == "error":
+        pair = next(pair for pair in contamination.pairs if pair["same"])
+        raise ValueError(
+            f"{len(found)} training rows are problems of a benchmark, the first of them {pair['id']!r} "
+            f"({found[0].location}): {pair['benchmark']} {pair['benchmark_id']!r}, {pair['reason']}. "
+            "data.decontaminate.action=remove leaves them out, report keeps and counts them."
+        )
+    for example in found:
+        ledger.drop(CONTAMINATED, example.location)
+        ledger.leave_out_with_row(example.negatives, example.location)
+    return [example for example in examples if example.id not in contamination.same], contamination
 
 
 def choose_held_out(ids: Sequence[str], count: int) -> set[str]:
@@ -387,4 +438,20 @@ def prepared(recipe: Recipe, *, progress: Progress | None = None) -> PreparedDat
         prepare(recipe, progress=progress)
     dataset = PreparedDataset.load(recipe.data.prepared)
     dataset.check_matches(recipe)
+    if unchecked := unchecked_benchmarks(dataset.manifest, recipe):
+        print(
+            f"Note: the training rows in {recipe.data.prepared} were not checked against {', '.join(unchecked)}. "
+            "`dftune prepare RECIPE --force` does it.",
+            file=sys.stderr,
+        )
     return dataset
+
+
+def unchecked_benchmarks(manifest: Manifest, recipe: Recipe) -> list[str]:
+    """Benchmarks of the recipe that the prepared rows were not checked against."""
+    return [
+        benchmark.path
+        for benchmark in _benchmarks(recipe)
+        if benchmark.fingerprint
+        not in {found["fingerprint"] for found in manifest["contamination"]["benchmarks"].values()}
+    ]

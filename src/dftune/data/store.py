@@ -20,7 +20,10 @@ from dftune.files import sync, umask_mode, write_json
 
 _ROWS_PER_GROUP = 10_000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_OURS = {MANIFEST_NAME, TOKENIZER_NAME, "train.parquet", "validation.parquet"}
+_OURS = {
+    *(MANIFEST_NAME, TOKENIZER_NAME, "train.parquet", "validation.parquet"),
+    *("contamination.jsonl", "contamination.html"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +96,14 @@ def _intact(folder: Path) -> bool:
     return (folder / TOKENIZER_NAME / "tokenizer_config.json").is_file()
 
 
-def write_dataset(folder: Path, manifest: Manifest, tokenizer: Any, splits: Mapping[str, Sequence[Encoded]]) -> None:
-    """Write splits, tokenizer and manifest into a folder beside ``folder``, then rename it.
+def write_dataset(
+    folder: Path,
+    manifest: Manifest,
+    tokenizer: Any,
+    splits: Mapping[str, Sequence[Encoded]],
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write splits, tokenizer, manifest and further texts into a folder beside ``folder``, then rename it.
 
     Raises:
         OSError: the disk is full; what was written is removed again.
@@ -108,6 +117,8 @@ def write_dataset(folder: Path, manifest: Manifest, tokenizer: Any, splits: Mapp
             for name, part in splits.items():
                 _write_split(temporary / f"{name}.parquet", part, with_negatives="negatives" in manifest)
             tokenizer.save_pretrained(str(temporary / TOKENIZER_NAME))
+            for name, text in (files or {}).items():
+                (temporary / name).write_text(text, encoding="utf-8")
             write_json(temporary / MANIFEST_NAME, manifest)
             temporary.chmod(umask_mode() | (umask_mode() & 0o444) >> 2)
             for path in [*sorted(temporary.rglob("*")), temporary]:

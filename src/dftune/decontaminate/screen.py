@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat, tee
+from pathlib import Path
 from typing import Any
 
 from dftune.decontaminate.decide import Problem
@@ -71,22 +72,23 @@ class Contamination:
         return {"contamination.jsonl": "".join(lines), "contamination.html": page(name, action, self.pairs)}
 
 
-def load_benchmarks(specs: Iterable[str]) -> list[Benchmark]:
+def load_benchmarks(specs: Iterable[str], data_dir: Path | None = None) -> list[Benchmark]:
     """The benchmarks to check against, each once; a limit (``:N``) is not kept, since later runs may take all rows.
 
     Raises:
         ValueError: one cannot be read.
     """
     loaded: dict[str, Benchmark] = {}
-    for spec in dict.fromkeys(spec.rpartition(":")[0] if spec.rpartition(":")[2].isdigit() else spec for spec in specs):
+    for spec in specs:
         try:
-            benchmark = load_benchmark(spec)
+            benchmark = load_benchmark(spec, data_dir)
         except ValueError as error:
             raise ValueError(
                 f"The training rows are checked against the benchmarks of the recipe, and one cannot be read. {error} "
-                "Without the check: data.decontaminate.action=off."
+                "Without the check: data.decontaminate.action=skip."
             ) from error
-        loaded.setdefault(benchmark.fingerprint, benchmark)
+        whole = benchmark.first(len(benchmark.source))
+        loaded.setdefault(whole.fingerprint, whole)
     return list(loaded.values())
 
 
