@@ -17,7 +17,7 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, scoring: Scoring)
     targets, stats = scoring.targets, scoring.stats
     check_targets(targets, weight.shape[0])
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = _logits(hidden, weight, bias, scoring.options)
+        logits = full_logits(hidden, weight, bias, scoring.options)
         log_probs = logits.log_softmax(1)
         logps = log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
         found: dict[str, Tensor] = {}
@@ -35,7 +35,8 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, scoring: Scoring)
     return TokenStats(logps, **found)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: HeadOptions) -> Tensor:
+def full_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: HeadOptions) -> Tensor:
+    """The logits as :class:`dftune.ops.scoring.HeadOptions` describes them: (tokens, vocab), float32 or float64."""
     operand = options.operand(hidden, weight)
     dtype = wide(operand)
     left, right = hidden.to(operand), weight.to(operand)

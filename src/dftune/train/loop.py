@@ -325,6 +325,7 @@ class _Run:
             "prompt_format": {"name": self.format.name, "fingerprint": self.format.fingerprint},
             "reference": None if reference is None else reference.fingerprint,
             "scorer": self.how.route,
+            "scorer_settings": self.recipe.scorer.model_dump(),
             "precision": str(self.model.precision).removeprefix("torch."),
         }
 
