@@ -43,6 +43,7 @@ def test_the_data_are_what_the_script_writes(tmp_path):
     assert filecmp.cmpfiles(tmp_path, EXAMPLES / "data", names, shallow=False)[0] == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_it_prepares_trains_and_evaluates(root, name):
     small = ["train.steps=3", "train.epochs=null", "train.batch_size=8", "train.threads=1", "data.validation=8"]

@@ -1,5 +1,6 @@
 """The recipe's ``scorer`` section: what it forces, what it rounds, and what it refuses before anything is loaded."""
 
+import shutil
 from typing import get_args
 
 import pytest
@@ -34,6 +35,20 @@ def test_a_forced_route_trains_what_the_plain_one_does(make_recipe, route):
         models.append(load_file(folder.model / "model.safetensors"))
     for name, tensor in models[0].items():
         torch.testing.assert_close(models[1][name], tensor, rtol=0, atol=2e-5)
+
+
+def test_an_adapter_may_be_trained_by_the_frozen_head_route_and_by_others(make_recipe, tmp_path):
+    pytest.importorskip("peft")
+    base = tmp_path / "base"
+    shutil.copytree(run(make_recipe("base", ("train.steps=1",))[0]).model, base)
+    norms = []
+    for route in ("frozen_head", "recompute"):
+        overrides = ("model.scratch=null", f"model.path={base}", "model.lora={rank: 2}", f"scorer.route={route}")
+        folder = run(make_recipe(route, (*overrides, "train.steps=1", f"data.prepared={tmp_path / 'again'}"))[0])
+        assert read_json(folder.path / "manifest.json")["scorer"] == route
+        norms.append(rows_of(folder.path, "train")[1]["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[0] > 0
 
 
 def test_the_settings_are_in_the_manifest(make_recipe):
