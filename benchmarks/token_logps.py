@@ -3,11 +3,13 @@
     python benchmarks/token_logps.py                       # the published shapes, half an hour on two cores
     python benchmarks/token_logps.py --quick               # small shapes, a minute
     python benchmarks/token_logps.py --only recompute trl  # some back ends
+    python benchmarks/token_logps.py --device cuda         # bfloat16, N=8192, d=1536, V=151,936; Triton and Liger too
 
-Every back end runs in its own process, one after another, on the same inputs, with Dynamic FT as the loss. CPU seconds
-(user and system, all threads) are the metric: other work on the machine moves them little, and wall time a lot. Peak
-memory is the resident set's above the inputs, gradients included. The first call that compiles or initialises is not
-timed. Errors are relative, against float64. Rows of TRL need the `trl` extra and are left out without it.
+Every back end runs in its own process, one after another, on the same inputs, with Dynamic FT as the loss. On a CPU the
+metric is CPU seconds (user and system, all threads): other work on the machine moves them little, and wall time a lot.
+Peak memory is the resident set's above the inputs, gradients included. On a GPU it is wall time between two
+synchronisations, and the allocator's peak. The first calls, which compile or initialise, are not timed. Errors are
+relative, against float64. A row that cannot run here is left out, and the reason is printed.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Job:
     vocab: int
     threads: int
     repeats: int
+    device: str = "cpu"
 
 
 Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -70,11 +73,11 @@ def trl_loss(outputs: tuple[str, ...]) -> Loss:
     return loss
 
 
-def our_loss(route: str, logits_dtype: torch.dtype | None) -> Loss:
+def our_loss(route: str, logits_dtype: torch.dtype | None = None, *, one_pass: bool = False) -> Loss:
     from dftune.ops.token_logps import TokenStats, token_logps, token_objective
 
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if route != "one_pass":
+        if not one_pass:
             logps = token_logps(hidden, weight, targets, route=route, logits_dtype=logits_dtype)
             return dynamic_ft(logps), logps.detach()
 
@@ -92,14 +95,33 @@ BACKENDS: dict[str, Callable[[], Loss]] = {
     "trl, log-probs only": lambda: trl_loss(("log_probs",)),
     "one-liner": lambda: one_liner,
     "torch.compile of it": lambda: torch.compile(one_liner),
-    "recompute": lambda: our_loss("recompute", None),
+    "recompute": lambda: our_loss("recompute"),
     "recompute, bf16 logits": lambda: our_loss("recompute", torch.bfloat16),
-    "one pass": lambda: our_loss("one_pass", None),
-    "one pass, bf16 logits": lambda: our_loss("one_pass", torch.bfloat16),
+    "one pass": lambda: our_loss("one_pass", one_pass=True),
+    "one pass, bf16 logits": lambda: our_loss("one_pass", torch.bfloat16, one_pass=True),
+    "triton": lambda: our_loss("triton"),
+    "triton, one pass": lambda: our_loss("triton", one_pass=True),
+    "liger": lambda: our_loss("liger"),
     "trl, frozen head": lambda: trl_loss(("log_probs", "entropy", "is_top1")),
-    "frozen head": lambda: our_loss("frozen_head", None),
+    "frozen head": lambda: our_loss("frozen_head"),
     "frozen head, bf16 logits": lambda: our_loss("frozen_head", torch.bfloat16),
 }
+
+
+def skip_reason(job: Job) -> str | None:
+    """Why a back end cannot run here, or would not measure what its name says; None where it can."""
+    name, on_cuda = job.backend, job.device == "cuda"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    reasons = (
+        ("bf16" in name and job.dtype != "bfloat16", "rounded logits are for bfloat16"),
+        (name.startswith("trl") and not importlib.util.find_spec("trl"), "TRL is not installed: the extra `trl`"),
+        (name.startswith("triton") and not importlib.util.find_spec("triton"), "Triton is not installed"),
+        (name.startswith("triton") and not (on_cuda or interpreted), "Triton kernels run on CUDA"),
+        (name == "liger" and not importlib.util.find_spec("liger_kernel"), "liger-kernel is not installed"),
+        (name == "liger" and not on_cuda, "Liger's kernels run on Hopper; its fallback is not what is compared"),
+        (name == "liger" and job.dtype != "bfloat16", "Liger's kernels read bfloat16"),
+    )
+    return next((reason for holds, reason in reasons if holds), None)
 
 
 def inputs(job: Job) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,29 +131,64 @@ def inputs(job: Job) -> tuple[Tensor, Tensor, Tensor]:
     targets = torch.randint(job.vocab, (job.tokens,), generator=generator)
     hidden = torch.randn(job.tokens, job.hidden, generator=generator)
     hidden += torch.rand(job.tokens, 1, generator=generator) * weight[targets]
-    dtype = getattr(torch, job.dtype)
+    where: dict[str, Any] = {"device": job.device, "dtype": getattr(torch, job.dtype)}
     trained = "frozen head" not in job.backend
-    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(trained), targets
+    return (
+        hidden.to(**where).requires_grad_(),
+        weight.to(**where).requires_grad_(trained),
+        targets.to(job.device),
+    )
+
+
+class CpuMeter:
+    """CPU and wall seconds since it was made, and the peak of the resident set above what it then was."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        self.resident, self.cpu, self.wall = _status("VmRSS"), _cpu_seconds(), time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        cpu, wall = _cpu_seconds() - self.cpu, time.perf_counter() - self.wall
+        return {"cpu_s": cpu, "wall_s": wall, "peak": _status("VmHWM") - self.resident}
+
+
+class CudaMeter:
+    """The same on a GPU: time until it is done, and the peak of allocated memory."""
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self.allocated, self.cpu, self.wall = torch.cuda.memory_allocated(), _cpu_seconds(), time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        torch.cuda.synchronize()
+        cpu, wall = _cpu_seconds() - self.cpu, time.perf_counter() - self.wall
+        return {"cpu_s": cpu, "wall_s": wall, "peak": torch.cuda.max_memory_allocated() - self.allocated}
+
+
+def metric(device: str) -> str:
+    """The field that times are compared by."""
+    return "wall_s" if device == "cuda" else "cpu_s"
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Forward and backward in this process: the least CPU time of the repeats, and the first one's peak memory."""
+    """Forward and backward in this process: the least time of the repeats, and the first one's peak memory."""
     torch.set_num_threads(job.threads)
     hidden, weight, targets = inputs(job)
     loss = BACKENDS[job.backend]()
-    warm = job.tokens if "compile" in job.backend else min(32, job.tokens)
+    meter = CudaMeter if job.device == "cuda" else CpuMeter
+    whole = "compile" in job.backend or job.device == "cuda"  # kernels are compiled for a shape
+    warm = job.tokens if whole else min(32, job.tokens)
     loss(hidden[:warm], weight, targets[:warm])[0].backward()
     found: list[dict[str, Any]] = []
     for _ in range(job.repeats):
         hidden.grad = weight.grad = logps = None
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        resident, cpu, wall = _status("VmRSS"), _cpu_seconds(), time.perf_counter()
+        running = meter()
         total, logps = loss(hidden, weight, targets)
         total.backward()
-        cpu, wall = _cpu_seconds() - cpu, time.perf_counter() - wall
-        found.append({"cpu_s": cpu, "wall_s": wall, "peak": _status("VmHWM") - resident})
+        found.append(running.read())
         del total
-    best = min(found, key=lambda one: one["cpu_s"])
+    best = min(found, key=lambda one: one[metric(job.device)])
     assert logps is not None
     return {**dataclasses.asdict(job), **best, "peak": found[0]["peak"], **_errors(hidden, weight, targets, logps)}
 
@@ -185,9 +242,9 @@ def table(results: list[dict[str, Any]]) -> str:
     for dtype, tokens in dict.fromkeys((row["dtype"], row["tokens"]) for row in results):
         rows = [row for row in results if (row["dtype"], row["tokens"]) == (dtype, tokens)]
         by_name = {row["backend"]: row for row in rows}
-        shape = f"N={tokens}, d={rows[0]['hidden']}, V={rows[0]['vocab']:,}, {rows[0]['threads']} threads"
-        lines += [f"### {dtype}, {shape}", ""]
-        lines += ["| back end | CPU s | of TRL's | wall s | peak MiB | of TRL's | logp error | dH error | load |"]
+        where = "CUDA" if rows[0]["device"] == "cuda" else f"{rows[0]['threads']} threads"
+        lines += [f"### {dtype}, N={tokens}, d={rows[0]['hidden']}, V={rows[0]['vocab']:,}, {where}", ""]
+        lines += ["| back end | CPU s | wall s | time of TRL's | peak MiB | of TRL's | logp error | dH error | load |"]
         lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
         for row in rows:
             peer = by_name.get("trl, frozen head" if "frozen head" in row["backend"] else "trl", {})
@@ -199,14 +256,16 @@ def table(results: list[dict[str, Any]]) -> str:
 def _line(row: dict[str, Any], peer: dict[str, Any]) -> str:
     if "error" in row:
         return f"| {row['backend']} | failed: {row['error']} | | | | | | | |"
-    time_ratio, memory_ratio = (f"{row[key] / peer[key]:.2f}" if key in peer else "" for key in ("cpu_s", "peak"))
+    time_ratio, memory_ratio = (
+        f"{row[key] / peer[key]:.2f}" if peer.get(key) else "" for key in (metric(row["device"]), "peak")
+    )
     return (
-        f"| {row['backend']} | {row['cpu_s']:.2f} | {time_ratio} | {row['wall_s']:.2f} | {row['peak'] / 2**20:.0f} "
+        f"| {row['backend']} | {row['cpu_s']:.2f} | {row['wall_s']:.4g} | {time_ratio} | {row['peak'] / 2**20:.0f} "
         f"| {memory_ratio} | {row['logp_relative_error']:.1e} | {row['gradient_error']:.1e} | {row['load']:.1f} |"
     )
 
 
-def environment(threads: int) -> dict[str, Any]:
+def environment(threads: int, device: str) -> dict[str, Any]:
     """What the numbers depend on."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     found: dict[str, Any] = {
@@ -217,39 +276,50 @@ def environment(threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads,
     }
-    if importlib.util.find_spec("trl"):
-        found["trl"] = importlib.metadata.version("trl")
+    if device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+    for package in ("trl", "triton", "liger-kernel"):
+        if importlib.util.find_spec(package.replace("-", "_")):
+            found[package] = importlib.metadata.version(package)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="N=256, d=128, V=8,192")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    parser.add_argument("--tokens", type=int, nargs="+", help="N; 1024 and 4096, on CUDA 8192")
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], help="both, on CUDA bfloat16")
     parser.add_argument("--only", nargs="+", choices=list(BACKENDS), default=list(BACKENDS), help="back ends to run")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, help="the least CPU time of so many; 1, or 5 with --quick")
+    parser.add_argument("--repeats", type=int, help="the least time of so many; 1, or 5 with --quick or on CUDA")
     parser.add_argument("--output", type=Path, default=Path("token_logps.json"), help="JSON with every measurement")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
         print(json.dumps(measure(Job(**json.loads(arguments.job)))))
         return
-    hidden, vocab, tokens = (128, 8192, [256]) if arguments.quick else (896, 151_936, arguments.tokens)
-    repeats = arguments.repeats or (5 if arguments.quick else 1)
-    results = []
-    for dtype in arguments.dtypes:
-        for count in tokens:
+    on_cuda = arguments.device == "cuda"
+    if on_cuda and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    hidden, vocab, tokens = (1536, 151_936, [8192]) if on_cuda else (896, 151_936, [1024, 4096])
+    if arguments.quick:
+        hidden, vocab, tokens = 128, 8192, [256]
+    repeats = arguments.repeats or (5 if arguments.quick or on_cuda else 1)
+    results, skipped = [], {}
+    for dtype in arguments.dtypes or (["bfloat16"] if on_cuda else ["float32", "bfloat16"]):
+        for count in arguments.tokens or tokens:
             for backend in arguments.only:
-                needs_trl = backend.startswith("trl") and not importlib.util.find_spec("trl")
-                if needs_trl or ("bf16" in backend and dtype != "bfloat16"):
+                job = Job(backend, dtype, count, hidden, vocab, arguments.threads, repeats, arguments.device)
+                if reason := skip_reason(job):
+                    skipped[f"{backend}, {dtype}"] = reason
                     continue
-                job = Job(backend, dtype, count, hidden, vocab, arguments.threads, repeats)
                 results.append(run_in_process(job))
                 print(_line(results[-1], {}), file=sys.stderr, flush=True)
-    arguments.output.write_text(json.dumps({**environment(arguments.threads), "results": results}, indent=1) + "\n")
+    found = {**environment(arguments.threads, arguments.device), "results": results, "skipped": skipped}
+    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
     print(table(results))
+    print("\n".join(f"left out: {name}: {reason}" for name, reason in skipped.items()))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dftune.demo.problems import (
     generate,
     is_corrupted,
     restyle,
+    wrong_solutions,
 )
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -241,3 +242,20 @@ def test_a_share_outside_0_to_1_is_refused(problems, share):
 def test_an_unknown_split_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="base, train, validation, test"):
         generate(1, seed=0, split="dev")
+
+
+def test_wrong_solutions_are_a_chain_with_one_slip_and_another_answer_without_a_chain(problems):
+    for problem in problems:
+        chain, at_once = wrong_solutions(problem, seed=0)
+        steps = calculations(chain)
+        wrong = [(left, result) for left, result in steps if value_of(left) != result]
+        assert len(wrong) == 1
+        assert len(steps) == len(calculations(problem.solution))
+        assert boxed(chain) == str(steps[-1][1])
+        assert re.fullmatch(r"\\boxed\{\d+\}", at_once)
+        assert problem.answer not in (boxed(chain), boxed(at_once))
+
+
+def test_wrong_solutions_are_a_function_of_the_seed(problems):
+    first, again, other = ([wrong_solutions(one, seed=seed) for one in problems] for seed in (0, 0, 1))
+    assert first == again != other

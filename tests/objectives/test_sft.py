@@ -1,6 +1,8 @@
 """SFT's value and gradient, and parity with transformers' own loss."""
 
+import pytest
 import torch
+from tests.objectives.batches import PROBABILITIES, gradient_at
 from tests.tiny import make_examples, make_model, make_scored
 
 from dftune.data.batches import micro_batches
@@ -14,6 +16,11 @@ def batch_of(logps: torch.Tensor) -> TokenBatch:
 
 def test_sft_is_the_negative_sum_of_log_probabilities():
     assert get_objective("sft")(batch_of(torch.tensor([-1.0, -2.5]))).total.item() == 3.5
+
+
+@pytest.mark.parametrize("p", PROBABILITIES)
+def test_the_gradient_is_minus_1_whatever_p(p):
+    assert gradient_at(p, get_objective("sft")) == -1.0
 
 
 def test_sft_equals_the_loss_and_gradient_of_transformers():

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(config.describe(Recipe)))
         return 0
     if args.recipe is None:
-        raise ValueError("which recipe? `dftune train RECIPE`; there is one in recipes/examples/.")
+        raise ValueError("which recipe? `dftune train RECIPE`; there are some in recipes/examples/.")
     recipe = load_recipe(args.recipe, args.overrides)
     if args.dry_run:
         print(config.dump(recipe), end="")

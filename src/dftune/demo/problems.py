@@ -146,7 +146,30 @@ def _in_brackets(problem: Problem) -> str:
     return f"{' '.join(calculations)} \\boxed{{{problem.answer}}}"
 
 
+def wrong_solutions(problem: Problem, *, seed: int, slips: Sequence[int] = MANY_SLIPS) -> tuple[str, str]:
+    """Two ways to get a problem wrong: a chain with a wrong calculation, and another wrong answer without a chain.
+
+    Args:
+        problem: with a right demonstration.
+        seed: decides which calculations go wrong, and how.
+        slips: as for ``corrupt``.
+
+    Raises:
+        ValueError: no slip fits the demonstration.
+    """
+    steps = _read(problem.solution)
+    first, second = (_wrong_results(problem, f"{kind}:{seed}", slips) for kind in ("chain", "at-once"))
+    return _write(steps, first), f"\\boxed{{{second[-1]}}}"
+
+
 def _with_a_slip(problem: Problem, seed: int, slips: Sequence[int]) -> Problem:
+    results = _wrong_results(problem, f"slip:{seed}", slips)
+    solution = _write(_read(problem.solution), results)
+    return Problem(problem.id + CORRUPTED_SUFFIX, problem.problem, solution, str(results[-1]))
+
+
+def _wrong_results(problem: Problem, draw: str, slips: Sequence[int]) -> list[int]:
+    """The results of each step after one slip that changes the answer."""
     steps = _read(problem.solution)
     candidates = [wrong for wrong in _all_slips(steps, slips) if str(wrong[-1]) != problem.answer]
     if not candidates:
@@ -154,8 +177,7 @@ def _with_a_slip(problem: Problem, seed: int, slips: Sequence[int]) -> Problem:
             f"no slip of {list(slips)} keeps every result of {problem.solution!r} a positive whole number and "
             "changes its answer. Add a small positive slip, such as 1."
         )
-    results = random.Random(f"slip:{seed}:{problem.id}").choice(candidates)
-    return Problem(problem.id + CORRUPTED_SUFFIX, problem.problem, _write(steps, results), str(results[-1]))
+    return random.Random(f"{draw}:{problem.id}").choice(candidates)
 
 
 def _all_slips(steps: Sequence[_Step], slips: Sequence[int]) -> Iterator[list[int]]:

@@ -11,12 +11,12 @@ from torch import Tensor
 from dftune.integrations.fit import fitting_objective
 from dftune.objectives import TokenBatch
 from dftune.objectives.base import Need
+from dftune.ops.plain import stats_of_logits
 
 IGNORED = -100
 """The label of a token that must not be trained on, as everywhere in transformers."""
 
 _PROVIDES: frozenset[Need] = frozenset({"entropy", "top_k_entropy", "sum_sq_probs"})
-_TOP_K = 20
 
 
 def compute_loss_func(objective: str, **options: Any) -> Callable[..., Tensor]:
@@ -60,20 +60,12 @@ def _token_batch(logits: Tensor, labels: Tensor, needs: frozenset[Need]) -> Toke
     """The supervised tokens: the logits at a position predict the label of the next."""
     targets = labels[:, 1:].to(logits.device)
     supervised = targets != IGNORED
-    logits, targets = logits[:, :-1][supervised].float(), targets[supervised]
-    logps = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
+    found = stats_of_logits(logits[:, :-1][supervised].float(), targets[supervised], frozenset(_PROVIDES & needs))
     return TokenBatch(
-        logps=logps,
+        logps=found.logps,
         sequence_ids=supervised.nonzero()[:, 0],
         num_sequences=len(labels),
-        entropy=_entropy(logits) if "entropy" in needs else None,
-        top_k_entropy=_entropy(logits.detach().topk(min(_TOP_K, logits.shape[1])).values)
-        if "top_k_entropy" in needs
-        else None,
-        sum_sq_probs=logits.detach().softmax(1).square().sum(1) if "sum_sq_probs" in needs else None,
+        entropy=found.entropy,
+        top_k_entropy=found.top_k_entropy,
+        sum_sq_probs=found.sum_sq_probs,
     )
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    logps = logits.log_softmax(1)
-    return -(logps.exp() * logps.clamp(min=torch.finfo(logps.dtype).min)).sum(1)  # 0 where a logit is -inf

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from typing import Literal, get_args
 
 import torch
 
-Route = Literal["plain", "stored", "recompute", "one_pass", "frozen_head"]
+Route = Literal["plain", "stored", "recompute", "one_pass", "frozen_head", "liger"]
 
 ROUTES: tuple[Route, ...] = get_args(Route)
 
@@ -41,7 +40,7 @@ def choose_route(
     budget_bytes: int,
     longest_group: int | None = None,
 ) -> Route:
-    """The route of a call.
+    """The route of a call; *liger* is never among the answers.
 
     A few logits are simply made. Without gradients it is the forward of *recompute*, which keeps nothing. A frozen
     head takes two matrix products whatever the objective, unless the entropy needs a gradient. Otherwise an objective
@@ -73,10 +72,14 @@ def choose_route(
     return "recompute"
 
 
-@functools.cache
 def has_triton() -> bool:
     """Whether Triton is installed; it is not imported."""
     return importlib.util.find_spec("triton") is not None
+
+
+def has_liger() -> bool:
+    """Whether liger-kernel is installed, in whatever version; it is not imported."""
+    return importlib.util.find_spec("liger_kernel") is not None
 
 
 def tile_width(num_rows: int, hidden_size: int, vocab_size: int, device: torch.device, budget_bytes: int) -> int:

@@ -53,11 +53,13 @@ def tiles(targets: Tensor, vocab_size: int, width: int) -> list[Tile]:
 
 
 def check_targets(targets: Tensor, vocab_size: int) -> None:
-    """Refuse a target outside the vocabulary; on an accelerator, where looking would wait, indexing does.
+    """Refuse a target outside the vocabulary; on CUDA by an assertion on the device, without waiting for it.
 
     Raises:
-        ValueError: there is one.
+        ValueError: there is one, on CPU.
     """
+    if targets.is_cuda:
+        torch._assert_async(((targets >= 0) & (targets < vocab_size)).all(), "a target lies outside the vocabulary")
     if targets.device.type == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < vocab_size:
         raise _outside(targets, vocab_size)
 

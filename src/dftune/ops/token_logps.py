@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dftune.ops.frozen_head import frozen_head
+from dftune.ops.liger_route import liger
 from dftune.ops.one_pass import ChunkObjective, Pass, blocks, one_pass
 from dftune.ops.plain import plain
 from dftune.ops.recompute import recompute
@@ -89,12 +90,13 @@ def token_stats(
         logits_dtype: None keeps logits in float32; ``torch.bfloat16`` rounds them like a bfloat16 model's own forward,
             and is faster on CPU.
         route: ``auto``, or one of ``plain``, ``stored``, ``recompute``, ``frozen_head``; or ``triton``, which is
-            *stored* or *recompute* on our GPU kernels. ``auto`` takes those by itself where they are faster.
+            *stored* or *recompute* on our GPU kernels; or ``liger``, which is liger-kernel's function. ``auto`` takes
+            neither of these two.
         budget_bytes: scratch beyond inputs, outputs and gradients; None is 160 MiB on CPU, 1 GiB on other devices.
 
     Raises:
-        ValueError: shapes that do not fit, a target outside the vocabulary, an unknown statistic or route, or a
-            temperature or soft-cap that is not positive.
+        ValueError: shapes that do not fit, a target outside the vocabulary, an unknown statistic or route, a
+            temperature or soft-cap that is not positive, or a forced route that cannot compute what is asked.
     """
     options = HeadOptions(temperature, softcap, logit_scale, operand_dtype, logits_dtype)
     call = _Call(hidden, weight, bias, Scoring(targets, options, stats, top_k), budget_bytes)
@@ -222,7 +224,13 @@ class _Call:
 
     def stats(self, route: Route, *, kernels: bool) -> TokenStats:
         """Score all rows at once."""
-        functions = {"plain": plain, "stored": stored, "recompute": recompute, "frozen_head": frozen_head}
+        functions = {
+            "plain": plain,
+            "stored": stored,
+            "recompute": recompute,
+            "frozen_head": frozen_head,
+            "liger": liger,
+        }
         if kernels:
             from dftune.ops import triton_routes  # noqa: PLC0415  (Triton is not installed everywhere)
 

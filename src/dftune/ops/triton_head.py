@@ -114,7 +114,7 @@ def triton_forward(head: Head, scoring: Scoring, values: Tensor | None = None) -
     """
     device, num_rows, vocab_size = head.hidden.device, head.num_rows, head.weight.shape[0]
     check_call(device, head.operand, scoring.stats)
-    _check(scoring.targets, vocab_size)
+    check_targets(scoring.targets, vocab_size)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     tiling = choose_tiling(head.operand, capability, bare=not scoring.stats and head.options.softcap is None)
     num_tiles = _pieces(vocab_size, tiling.columns)
@@ -253,13 +253,6 @@ def _flags(head: Head) -> dict[str, Any]:
         "ROUNDED": head.operand != head.wide and head.options.logits_dtype == head.operand,
         "INTERPRETED": IS_INTERPRETED,
     }
-
-
-def _check(targets: Tensor, vocab_size: int) -> None:
-    """Refuse a target outside the vocabulary, on a GPU without waiting for it."""
-    check_targets(targets, vocab_size)
-    if targets.is_cuda:
-        torch._assert_async(((targets >= 0) & (targets < vocab_size)).all(), "a target lies outside the vocabulary")
 
 
 def _processors(device: torch.device) -> int:

@@ -138,6 +138,23 @@ class OptimizerConfig(Config):
     """The rate at the end, as a share of the peak."""
 
 
+class ScorerConfig(Config):
+    """How hidden states become log-probabilities. Only `logits_dtype` changes them, by rounding."""
+
+    route: Literal["auto", "plain", "stored", "recompute", "one_pass", "frozen_head", "triton", "liger"] = "auto"
+    """How training steps are scored (docs/scorer.md); auto chooses by need and memory, and never triton or liger."""
+    logits_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 rounds logits as a bfloat16 model's own forward does: log-probabilities lose five digits, and bfloat16
+    compute on a CPU gets faster. Everything that this run scores is scored so, the reference too."""
+    budget_mib: Count | None = None
+    """Scratch memory of the scorer in MiB, beside inputs and gradients; null is 160 on CPU and 1024 elsewhere."""
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget, None where it is left to the scorer."""
+        return None if self.budget_mib is None else self.budget_mib * 2**20
+
+
 class TrainConfig(Config):
     """The training loop."""
 

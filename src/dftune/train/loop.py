@@ -324,6 +324,7 @@ class _Run:
             "prompt_format": self.format.record(),
             "reference": None if reference is None else reference.fingerprint,
             "scorer": self.how.route,
+            "scorer_settings": self.recipe.scorer.model_dump(),
             "precision": str(self.model.precision).removeprefix("torch."),
         }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dftune.data.batches import MicroBatch
 from dftune.data.hub import from_pretrained
 from dftune.ops import attention
-from dftune.train.config import ModelConfig, ScratchConfig
+from dftune.train.config import ModelConfig, ScorerConfig, ScratchConfig
 from dftune.train.lora import Adapter
 from dftune.train.score import Scorer
 
@@ -29,13 +29,21 @@ class ScoredModel(nn.Module):
         model: the transformers model.
         precision: of the compute.
         adapter: that of the model, where only an adapter is trained.
+        scorer: the recipe's settings of the scorer; the route is chosen by who asks.
     """
 
-    def __init__(self, model: Any, precision: torch.dtype = torch.float32, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        precision: torch.dtype = torch.float32,
+        adapter: Adapter | None = None,
+        scorer: ScorerConfig | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
         self.adapter = adapter
+        self.scorer = ScorerConfig() if scorer is None else scorer
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
@@ -85,6 +93,8 @@ class ScoredModel(nn.Module):
             softcap=getattr(config, "final_logit_softcapping", None),
             logit_scale=1 / scaling if scaling is not None else scale,
             operand_dtype=None if self.precision == torch.float32 else self.precision,
+            logits_dtype=torch.bfloat16 if self.scorer.logits_dtype == "bfloat16" else None,
+            budget_bytes=self.scorer.budget_bytes,
         )
 
 
@@ -170,7 +180,7 @@ def frozen_copy(scored: ScoredModel) -> ScoredModel:
     One with an adapter is not copied: with the adapter off it stays what it was.
     """
     if scored.adapter is not None:
-        return _Base(scored.model, scored.precision, scored.adapter)
+        return _Base(scored.model, scored.precision, scored.adapter, scored.scorer)
     return copy.deepcopy(scored).requires_grad_(False).eval()
 
 
@@ -179,15 +189,17 @@ def check_scoring(scored: ScoredModel, *, vocab_size: int) -> None:
     """Compare, on a few random tokens, our scorer and packed attention with the model's own logits.
 
     Some architectures post-process their logits or mix tokens in ways a packed row does not stop. Training such a
-    model would silently train something else, so it is refused.
+    model would silently train something else, so it is refused. Where the recipe asks for kernels that are not taken
+    by themselves, it is they that are compared.
 
     Args:
         scored: the wrapped model.
         vocab_size: random tokens are drawn below this.
 
     Raises:
-        ValueError: they disagree.
+        ValueError: they disagree, or the kernels cannot score this head.
     """
+    route = scored.scorer.route if scored.scorer.route in ("triton", "liger") else "auto"
     model, device = scored.model, next(scored.parameters()).device
     was_training = model.training
     model.eval()
@@ -195,7 +207,7 @@ def check_scoring(scored: ScoredModel, *, vocab_size: int) -> None:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(vocab_size, (24,), generator=generator).to(device)
         documents = (tokens[:9], tokens[9:])
-        found = scored(_probe(documents))
+        found = scored(_probe(documents), lambda scorer: scorer.stats(route=route).logps)
         model.set_attn_implementation("eager")  # the model's own, which honours every feature it has
         with torch.autocast(device.type, scored.precision, enabled=scored.precision != torch.float32):
             expected = torch.cat([_own_logps(model, document[None]) for document in documents])

@@ -15,6 +15,7 @@ from dftune.objectives import LossSum, Objective, TokenBatch, get_objective
 from dftune.objectives.state import LogEstimates
 from dftune.recipe import Recipe
 from dftune.train.config import TrainConfig
+from dftune.train.setup import check_scorer
 from dftune.train.tokens import DIFFERENTIABLE, cut
 
 PROVIDED = frozenset({"ref_logps", "old_logps", "entropy", "top_k_entropy", "sum_sq_probs", "ref_kl", "groups"})
@@ -29,6 +30,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     objective = get_objective(recipe.objective.name, **recipe.objective.options)
     check_objective(objective, recipe.train, grouped=recipe.data.columns.negatives is not None)
+    check_scorer(recipe, objective)
 
 
 def check_objective(objective: Objective, config: TrainConfig, *, grouped: bool) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dftune.ops.one_pass import ChunkObjective
+from dftune.ops.plain import full_logits
 from dftune.ops.route import default_budget
+from dftune.ops.scoring import HeadOptions
 from dftune.ops.token_logps import HeadArguments, TokenStats, token_objective, token_stats
 
 _ROW_TENSORS = 8
@@ -29,6 +31,8 @@ class Scorer:
         softcap: bound of the logits.
         logit_scale: multiplies the logits.
         operand_dtype: what the matrix products read.
+        logits_dtype: what logits are rounded to; None is float32.
+        budget_bytes: scratch that may be used; None is the scorer's own.
     """
 
     hidden: Tensor
@@ -38,6 +42,8 @@ class Scorer:
     softcap: float | None = None
     logit_scale: float | None = None
     operand_dtype: torch.dtype | None = None
+    logits_dtype: torch.dtype | None = None
+    budget_bytes: int | None = None
 
     def logps(self) -> Tensor:
         """Log-probabilities of the targets: (tokens,) float32."""
@@ -66,10 +72,12 @@ class Scorer:
             "softcap": self.softcap,
             "logit_scale": self.logit_scale,
             "operand_dtype": self.operand_dtype,
+            "logits_dtype": self.logits_dtype,
             "route": route,
+            "budget_bytes": self.budget_bytes,
         }
 
-    def kl_from(self, reference: Scorer, *, budget_bytes: int | None = None) -> Tensor:
+    def kl_from(self, reference: Scorer) -> Tensor:
         """KL(reference || model) over the whole vocabulary, in nats: (tokens,) float32, differentiable in the model.
 
             KL_t = sum_v q_tv (log q_tv - log p_tv)
@@ -78,9 +86,8 @@ class Scorer:
 
         Args:
             reference: the frozen model's head, over the same tokens.
-            budget_bytes: bounds a block; None is the scorer's own.
         """
-        budget = default_budget(self.hidden.device) if budget_bytes is None else budget_bytes
+        budget = default_budget(self.hidden.device) if self.budget_bytes is None else self.budget_bytes
         rows = max(1, budget // (4 * _ROW_TENSORS * self.weight.shape[0]))
         blocks = [
             checkpoint(_kl, self, hidden, reference, other, use_reentrant=False, preserve_rng_state=False)
@@ -90,16 +97,14 @@ class Scorer:
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the whole vocabulary for a block of rows: (rows, vocab) float32."""
+        options = HeadOptions(
+            softcap=self.softcap,
+            logit_scale=self.logit_scale,
+            operand_dtype=self.operand_dtype,
+            logits_dtype=self.logits_dtype,
+        )
         with torch.autocast(hidden.device.type, enabled=False):
-            operand = self.operand_dtype or hidden.dtype
-            logits = hidden.to(operand).float() @ self.weight.to(operand).float().T
-            if self.bias is not None:
-                logits = logits + self.bias.float()
-            if self.logit_scale is not None:
-                logits = logits * self.logit_scale
-            if self.softcap is not None:
-                logits = torch.tanh(logits / self.softcap) * self.softcap
-            return logits.log_softmax(1)
+            return full_logits(hidden, self.weight, self.bias, options).log_softmax(1)
 
 
 def _kl(model: Scorer, hidden: Tensor, reference: Scorer, other: Tensor) -> Tensor:

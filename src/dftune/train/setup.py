@@ -16,7 +16,7 @@ from dftune.data.prompt_format import PromptFormat
 from dftune.environment import model_fingerprint
 from dftune.files import read_json, sha256_file
 from dftune.objectives import Objective
-from dftune.ops.route import default_budget
+from dftune.ops.route import default_budget, has_liger, has_triton
 from dftune.ops.token_logps import choose_route
 from dftune.recipe import Recipe
 from dftune.train.lora import Adapter
@@ -57,6 +57,40 @@ def precision_of(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
+def check_scorer(recipe: Recipe, objective: Objective) -> None:
+    """Refuse settings of the scorer that its objective, model or device cannot be trained with.
+
+    What a head's bias or soft-cap rules out shows when the model is loaded, in ``check_scoring``.
+
+    Raises:
+        ValueError: says why, and what to do.
+    """
+    config, name = recipe.scorer, objective.name
+    device = device_of(recipe.train.device)
+    precision = precision_of(recipe.train.precision, device)
+    if config.logits_dtype == "bfloat16" and precision != torch.bfloat16:
+        raise ValueError(
+            f"scorer.logits_dtype is bfloat16, and the compute is {str(precision).removeprefix('torch.')}: it would "
+            "lose precision and gain nothing. Set train.precision=bf16, or leave scorer.logits_dtype out."
+        )
+    needs = objective.needs
+    on_cpu = device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1"
+    reasons = (
+        ("one_pass", objective.separable == "batch", f"{name} is defined on the whole step and does not add up"),
+        ("one_pass", "ref_kl" in needs, f"{name} compares whole rows with the reference's"),
+        ("frozen_head", recipe.model.lora is None, "it gives the head no gradient, and all weights are trained"),
+        ("frozen_head", "entropy" in needs, f"{name} needs the entropy, whose gradient it leaves out"),
+        ("triton", not has_triton(), "the package triton is not installed"),
+        ("triton", on_cpu, "its kernels run on CUDA"),
+        ("triton", "top_k_entropy" in needs, f"{name} needs top_k_entropy, which the kernels do not gather"),
+        ("liger", not has_liger(), "the package liger-kernel is not installed"),
+        ("liger", "entropy" in needs, f"{name} needs the entropy, whose gradient it leaves out"),
+    )
+    found = [reason for route, holds, reason in reasons if holds and route == config.route]
+    if found:
+        raise ValueError(f"scorer.route is {config.route}: {'; '.join(found)}. Use scorer.route=auto.")
+
+
 def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device) -> ScoredModel:
     """The recipe's model on its device, with an adapter where only that is trained.
 
@@ -66,13 +100,13 @@ def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device) -> Scored
     dtype = torch.float32 if lora is None else precision
     model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=dtype)
     adapter = None if lora is None else Adapter(model, lora, seed=recipe.seed)
-    return ScoredModel(model.to(device), precision, adapter)
+    return ScoredModel(model.to(device), precision, adapter, recipe.scorer)
 
 
 def route_of(
     model: ScoredModel, objective: Objective, examples: Callable[[], Iterable[Example]], num_tokens: int
 ) -> str:
-    """The scorer's route of a whole run, as its largest micro-batch needs it.
+    """The scorer's route of a whole run: the recipe's, or the one that its largest micro-batch needs.
 
     Args:
         model: its head decides.
@@ -80,7 +114,10 @@ def route_of(
         examples: gives them all; the longest of them, or of their groups, must fit into a part.
         num_tokens: most tokens in a micro-batch.
     """
+    if model.scorer.route != "auto":
+        return model.scorer.route
     head = model.model.get_output_embeddings().weight
+    budget = model.scorer.budget_bytes
     scope = objective.separable
     longest: int | None = None
     if scope == "token":
@@ -97,7 +134,7 @@ def route_of(
         differentiable=True,
         head_trained=head.requires_grad,
         entropy_gradient="entropy" in objective.needs,
-        budget_bytes=default_budget(head.device),
+        budget_bytes=default_budget(head.device) if budget is None else budget,
         longest_group=longest,
     )
 
@@ -132,6 +169,7 @@ def reference_key(
     """What decides reference log-probabilities, beside the weights and the examples themselves."""
     return {
         "precision": str(model.precision),
+        "logits": model.scorer.logits_dtype,
         "weights": str(next(parameter for _, parameter in model.base_parameters()).dtype),
         "data": data.fingerprint,
         "tokenizer": data.manifest["tokenizer_fingerprint"],
