@@ -12,7 +12,7 @@ from dftune.config import Config
 from dftune.data.config import DataConfig
 from dftune.evaluate.config import EvaluateConfig
 from dftune.files import check_name
-from dftune.train.config import ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from dftune.train.config import DistributedConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 
 
 class Recipe(Config):
@@ -34,6 +34,8 @@ class Recipe(Config):
     """How the weights move."""
     train: TrainConfig
     """How long, in which batches, on what device."""
+    distributed: DistributedConfig = DistributedConfig()
+    """Several processes, on one machine or more."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Benchmarks to run when training has ended."""
 

@@ -108,7 +108,7 @@ class RunFolder:
 
 
 def _free(key: str) -> bool:
-    return key in _FREE or key.startswith("evaluate.")
+    return key in _FREE or key.startswith(("evaluate.", "distributed."))
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
