@@ -1,9 +1,10 @@
 """Steps of a tiny model on one process or several, and the processes themselves."""
 
 import dataclasses
-import sys
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ class Case:
     route: str = "auto"
     rank: int | None = None  # of an adapter
     precision: torch.dtype = torch.float32
-    distributed: DistributedConfig = DistributedConfig()
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpointing: bool = False
     num_steps: int = NUM_STEPS
     num_examples: int = 12
@@ -92,7 +93,8 @@ def steps(case: Case, world: World = ALONE) -> dict[str, torch.Tensor]:
     supply = supply_of(case, examples, scored)
     own = [supply.reference] if supply.reference is not None and scored.adapter is None else []
     spread([scored, *own], case.strategy, case.distributed, world, CPU)
-    optimizer = make_optimizer(scored, OptimizerConfig(lr=1e-2, eps=1e-4))  # from noise in tiny gradients Adam makes large steps
+    # without that eps Adam makes large steps of the rounding noise in gradients that are 0
+    optimizer = make_optimizer(scored, OptimizerConfig(lr=1e-2, eps=1e-4))
     how = Pass(
         supply,
         stats=frozenset({"top1_hit"}),
@@ -120,11 +122,18 @@ def steps(case: Case, world: World = ALONE) -> dict[str, torch.Tensor]:
 def _rank(rank: int, size: int, folder: str, function: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    os.environ["WORLD_SIZE"] = str(size)
     function(World(rank, size, rank, size), Path(folder), *arguments)
     dist.destroy_process_group()
 
 
 def spawn(size: int, folder: Path, function: Callable, *arguments) -> None:
-    """Call ``function(world, folder, *arguments)`` in so many processes that know each other."""
+    """Call ``function(world, folder, *arguments)`` in so many processes that know each other.
+
+    They are forked from a server that has imported what takes seconds to import, once for all tests.
+    """
     folder.mkdir(exist_ok=True)
-    torch.multiprocessing.spawn(_rank, (size, str(folder), function, arguments), nprocs=size)
+    set_forkserver_preload(["dftune.train.loop", "transformers.models.qwen2.modeling_qwen2"])
+    torch.multiprocessing.start_processes(
+        _rank, (size, str(folder), function, arguments), nprocs=size, start_method="forkserver"
+    )
