@@ -82,15 +82,25 @@ def _run(parsed: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except KeyboardInterrupt:
-        print("\nInterrupted. `--resume` continues a training run from its last checkpoint.", file=sys.stderr)
+        _complain("\nInterrupted. `--resume` continues a training run from its last checkpoint.")
         status = 130
     except (ArithmeticError, OSError) as error:
-        print(f"dftune {parsed.command}: {_message(error)}", file=sys.stderr)
+        _complain(f"dftune {parsed.command}: {_message(error)}")
         status = 1
     except ValueError as error:
-        print(f"dftune {parsed.command}: {error}", file=sys.stderr)
+        _complain(f"dftune {parsed.command}: {error}")
         status = 2
     return status
+
+
+def _complain(message: str) -> None:
+    """Say it on standard error; of several processes launched together the first that has this to say does."""
+    if "RANK" in os.environ:
+        from dftune.launch import first_to_say  # noqa: PLC0415  (imports torch)
+
+        if not first_to_say(message):
+            return
+    print(message, file=sys.stderr, flush=True)
 
 
 def _message(error: Exception) -> str:

@@ -120,14 +120,20 @@ def available_cores() -> int:
     return affinity if quota is None else max(1, min(affinity, int(quota)))
 
 
-def set_threads(threads: int | None = None) -> int:
+def set_threads(threads: int | None = None, *, num_processes: int = 1) -> int:
     """Give torch this many threads; None stands for ``OMP_NUM_THREADS``, else for the cores this process may use.
 
     torch itself counts the cores of the machine. More threads than cores: many times slower than one.
+
+    Args:
+        threads: wanted; of several processes none gets more than its share of the cores.
+        num_processes: that share them.
     """
     import torch  # noqa: PLC0415  (this module is read without torch)
 
     chosen = threads or int(os.environ.get("OMP_NUM_THREADS") or 0) or available_cores()
+    if num_processes > 1:
+        chosen = min(chosen, max(1, available_cores() // num_processes))
     torch.set_num_threads(chosen)
     return chosen
 

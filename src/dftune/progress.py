@@ -19,16 +19,17 @@ class Progress:
         total: number of steps.
         done: steps already done, when work is taken up again.
         every_s: seconds between lines where there is no terminal.
+        shown: False says nothing.
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0, every_s: float = 10.0) -> None:
-        self.title, self.total, self.done, self.every_s = title, total, done, every_s
+    def __init__(self, title: str, total: int, *, done: int = 0, every_s: float = 10.0, shown: bool = True) -> None:
+        self.title, self.total, self.done, self.every_s, self.shown = title, total, done, every_s, shown
         self._first, self._started, self._said = done, time.monotonic(), time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
         """Start the bar."""
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             from rich import progress as bars  # noqa: PLC0415
             from rich.console import Console  # noqa: PLC0415
 
@@ -56,6 +57,8 @@ class Progress:
         self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
+            return
+        if not self.shown:
             return
         now = time.monotonic()
         if now - self._said >= self.every_s or done == self.total:

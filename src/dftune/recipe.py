@@ -12,7 +12,14 @@ from dftune.config import Config
 from dftune.data.config import DataConfig
 from dftune.evaluate.config import EvaluateConfig
 from dftune.files import check_name
-from dftune.train.config import ModelConfig, ObjectiveConfig, OptimizerConfig, ScorerConfig, TrainConfig
+from dftune.train.config import (
+    DistributedConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ScorerConfig,
+    TrainConfig,
+)
 
 
 class Recipe(Config):
@@ -36,6 +43,8 @@ class Recipe(Config):
     """How long, in which batches, on what device."""
     scorer: ScorerConfig = ScorerConfig()
     """How hidden states become log-probabilities."""
+    distributed: DistributedConfig = DistributedConfig()
+    """Several processes, on one machine or more."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Benchmarks to run when training has ended."""
 

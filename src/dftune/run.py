@@ -16,6 +16,7 @@ from dftune import config
 from dftune.files import append_jsonl, read_jsonl, write_json, write_text
 from dftune.recipe import Recipe
 
+_LOCK = ".lock"
 # Keys that may change when a run is taken up again, since they do not change what it computes.
 _FREE = frozenset({"output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"})
 
@@ -45,7 +46,7 @@ class RunFolder:
         """
         saved = self.path / "recipe.yaml"
         if overwrite and self.path.exists():
-            if not saved.is_file() and any(self.path.iterdir()):
+            if not saved.is_file() and any(entry.name != _LOCK for entry in self.path.iterdir()):
                 raise ValueError(f"{self.path} is not a run of dftune (no recipe.yaml); it will not be deleted.")
             shutil.rmtree(self.path)
         if saved.is_file():
@@ -95,7 +96,7 @@ class RunFolder:
             ValueError: another process holds it; names its host and process id.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        with (self.path / _LOCK).open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -108,7 +109,7 @@ class RunFolder:
 
 
 def _free(key: str) -> bool:
-    return key in _FREE or key.startswith("evaluate.")
+    return key in _FREE or key.startswith(("evaluate.", "distributed."))
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

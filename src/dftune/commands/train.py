@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dftune.recipe import Recipe
 
 _EPILOG = """\
 examples:
@@ -11,6 +16,8 @@ examples:
   dftune train my.yaml objective.name=dynamic_ft optimizer.lr=1e-4 name=my-dynamic
   dftune train my.yaml --dry-run            the resolved recipe, every key with its value
   dftune train my.yaml --resume             continue a killed run from its last checkpoint
+  dftune train my.yaml --nproc 8            eight processes on this machine, one a GPU where there are GPUs
+  torchrun --nproc-per-node 8 -m dftune train my.yaml      the same; with torchrun's rendezvous, over several machines
 
 The run's folder (recipe key `output`, default runs/NAME) holds the recipe, a manifest, metrics in events.jsonl, the
 checkpoints and the final model. Data is prepared first where `dftune prepare` has not done so. Benchmarks listed under
@@ -32,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     parser.add_argument("--no-evaluate", action="store_true", help="leave out the recipe's benchmarks")
+    parser.add_argument(
+        "--nproc", type=int, metavar="N", help="train in N processes on this machine (docs/training.md)"
+    )
     parser.add_argument("--keys", action="store_true", help="list every key of a recipe and stop")
 
 
@@ -50,13 +60,38 @@ def run(args: argparse.Namespace) -> int:
         print(config.dump(recipe), end="")
         return 0
 
-    from dftune.data.prepare import prepared  # noqa: PLC0415
-    from dftune.train.loop import train  # noqa: PLC0415
     from dftune.train.needs import check_recipe  # noqa: PLC0415
 
     check_recipe(recipe)  # what cannot be trained is not worth preparing data for
+    if args.nproc is not None:
+        return _launch(args, recipe)
+    return _train(args, recipe)
 
-    folder = train(recipe, prepared(recipe), resume=args.resume, overwrite=args.overwrite)
+
+def _launch(args: argparse.Namespace, recipe: Recipe) -> int:
+    """The same command in several processes."""
+    from dftune.launch import launch  # noqa: PLC0415
+
+    if "RANK" in os.environ:
+        raise ValueError("this is a process of torchrun's already; leave --nproc out.")
+    asked = recipe.distributed.world_size
+    if args.nproc < 1 or asked not in (None, args.nproc):
+        wanted = "at least 1" if asked is None else f"{asked}, which distributed.world_size asks for"
+        raise ValueError(f"--nproc is {args.nproc}, and must be {wanted}.")
+    flags = [f"--{name.replace('_', '-')}" for name in ("resume", "overwrite", "no_evaluate") if getattr(args, name)]
+    return launch(args.nproc, ["train", str(args.recipe), *args.overrides, *flags])
+
+
+def _train(args: argparse.Namespace, recipe: Recipe) -> int:
+    from dftune.data.prepare import prepared  # noqa: PLC0415
+    from dftune.train.distributed import joined  # noqa: PLC0415
+    from dftune.train.loop import train  # noqa: PLC0415
+
+    with joined(recipe) as world:
+        world.from_main(lambda: prepared(recipe) is not None)  # the others find it prepared
+        folder = train(recipe, prepared(recipe), resume=args.resume, overwrite=args.overwrite, world=world)
+    if not world.main:
+        return 0
     print(f"model: {folder.model}")
     if recipe.evaluate.benchmarks and not args.no_evaluate:
         from dftune.evaluate.runner import evaluate_run  # noqa: PLC0415

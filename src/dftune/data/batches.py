@@ -69,6 +69,11 @@ class MicroBatch:
     group_example_ids: tuple[str, ...] = ()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it holds no example: a rank runs it so that it does as many forward passes as the others."""
+        return not self.example_ids
+
+    @property
     def num_sequences(self) -> int:
         """Examples in this forward pass."""
         return len(self.example_ids)
@@ -142,11 +147,14 @@ def micro_batches(
     max_examples: int | None = None,
     packing: bool = True,
     pad_id: int = 0,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> list[MicroBatch]:
     """Split the examples of a step into forward passes. The split leaves the step's gradient as it is.
 
     A group is never split: all its examples are in one forward pass, and the limits hold for them together. Where any
-    example has a group, one without is a group by itself.
+    example has a group, one without is a group by itself. Of several ranks each gets a share of about as many tokens,
+    and idle forward passes at the end until all have the same number.
 
     Args:
         examples: the step's examples, those of a group in their order. An id that comes again within a group starts
@@ -155,6 +163,8 @@ def micro_batches(
         max_examples: most examples in a forward pass.
         packing: examples end to end in one row (best-fit decreasing), instead of one padded row each.
         pad_id: token used as padding; it is never attended to nor predicted.
+        rank: whose forward passes are wanted, from 0.
+        num_ranks: among how many the examples are divided; all call this with the same examples.
 
     Raises:
         ValueError: an example or a group does not fit into a forward pass, or an example has no supervised token.
@@ -165,9 +175,40 @@ def micro_batches(
     groups = _groups(examples)
     _check_fit(groups, max_tokens, max_examples, packing)
     grouped = any(example.group is not None for example in examples)
-    if packing:
-        return [_packed(batch, grouped) for batch in _best_fit(groups, max_tokens, max_examples)]
-    return [_padded(batch, grouped, pad_id) for batch in _by_length(groups, max_tokens, max_examples)]
+    split = _best_fit if packing else _by_length
+    passes = [split(share, max_tokens, max_examples) for share in _shares(groups, num_ranks)]
+    own = [_packed(batch, grouped) if packing else _padded(batch, grouped, pad_id) for batch in passes[rank]]
+    return own + [_idle(grouped)] * (max(map(len, passes)) - len(own))
+
+
+def _shares(groups: Sequence[_Group], num_ranks: int) -> list[list[_Group]]:
+    """Of about as many tokens each: the longest first, each to the rank that has fewest so far."""
+    if num_ranks == 1:
+        return [list(groups)]
+    shares: list[list[_Group]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for group in sorted(groups, key=_num_tokens, reverse=True):
+        rank = loads.index(min(loads))
+        shares[rank].append(group)
+        loads[rank] += _num_tokens(group)
+    return shares
+
+
+def _idle(grouped: bool) -> MicroBatch:
+    """One token that nothing is predicted from."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return MicroBatch(
+        input_ids=torch.zeros(1, 1, dtype=torch.int64),
+        position_ids=torch.zeros(1, 1, dtype=torch.int64),
+        document_starts=[0, 1],
+        positions=none,
+        targets=none,
+        sequence_ids=none,
+        example_ids=(),
+        num_tokens=0,
+        group_ids=none if grouped else None,
+        is_chosen=none.bool() if grouped else None,
+    )
 
 
 _Group = list[Example]

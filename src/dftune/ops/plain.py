@@ -32,7 +32,7 @@ def stats_of_logits(
         top_k: of ``top_k_entropy``.
     """
     log_probs = logits.log_softmax(1)
-    logps = log_probs.gather(1, targets.unsqueeze(1)).squeeze(1)
+    logps = log_probs.gather(1, targets.unsqueeze(1)).sum(1)  # of one: a view would trip FSDP2's hooks
     found: dict[str, Tensor] = {}
     if "entropy" in stats:
         found["entropy"] = -(log_probs.exp() * log_probs.clamp(min=-1e30)).sum(1)

@@ -168,6 +168,11 @@ class _Call:
     budget_bytes: int | None
 
     def __post_init__(self) -> None:
+        if hasattr(self.weight, "full_tensor"):  # a DTensor
+            raise ValueError(
+                "the head's weight is a shard (DTensor). Call the scorer inside the forward of the module that "
+                "fully_shard made the root, where the weight is whole; or pass weight.full_tensor()."
+            )
         hidden, weight, targets = self.hidden.shape, self.weight.shape, self.scoring.targets.shape
         if len(hidden) != 2 or targets != hidden[:1] or len(weight) != 2 or weight[1] != hidden[1]:
             raise ValueError(

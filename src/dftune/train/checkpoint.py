@@ -6,20 +6,25 @@ import base64
 import errno
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from dftune.files import read_json, sha256_file, sync, umask_mode, write_json
+from dftune.files import fingerprint, read_json, sha256_file, sync, umask_mode, write_json
 from dftune.train.lora import WEIGHTS_FILE, Adapter
 from dftune.train.random_state import random_states, restore_random_states
+from dftune.train.shards import part_of, put, whole_on_main
+from dftune.train.world import ALONE, World
 
 _NAME = re.compile(r"step-(\d+)")
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _MODEL, _ADAPTER = "model", "adapter"
 _OPTIMIZER, _STATE, _MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 
@@ -38,6 +43,7 @@ def save_checkpoint(
     state: dict[str, Any],
     files: Mapping[str, Callable[[Path], None]] | None = None,
     adapter: Adapter | None = None,
+    world: World = ALONE,
 ) -> Path:
     """Write ``folder/step-N``: under another name first, then renamed, so that it is complete or absent.
 
@@ -50,18 +56,25 @@ def save_checkpoint(
         state: further JSON values; the random state is added.
         files: further files by name, each with what writes it to a path.
         adapter: saved in place of model and tokenizer, where nothing else is trained.
+        world: the ranks, all of which call this; rank 0 writes, sharded tensors made whole, one at a time, in its CPU
+            memory. The files are those of a single process.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
 
+    trained = model.named_parameters() if adapter is None else adapter.weights().items()
+    weights = whole_on_main(_unless_whole(trained), world)
+    moments = whole_on_main(_moments(model, optimizer), world)
+    random = world.gather(_random_state())
+
     def write(aside: Path) -> None:
         if adapter is None:
-            save_model(aside / _MODEL, model, tokenizer)
+            save_model(aside / _MODEL, model, tokenizer, weights)
         else:
-            adapter.save(aside / _ADAPTER)
-        save_file(_moments(model, optimizer), aside / _OPTIMIZER)
-        write_json(aside / _STATE, {"step": step, **state, "random": _random_state()})
+            adapter.save(aside / _ADAPTER, weights)
+        save_file(moments, aside / _OPTIMIZER)
+        write_json(aside / _STATE, {"step": step, **state, "random": random})
         for name, write_file in (files or {}).items():
             write_file(aside / name)
         written = sorted(file for file in aside.rglob("*") if file.is_file())
@@ -71,12 +84,44 @@ def save_checkpoint(
         }
         write_json(aside / _MANIFEST, {"format": 1, "step": step, "files": listing})
 
-    return _complete_or_absent(folder / f"step-{step}", write)
+    return world.from_main(lambda: _complete_or_absent(folder / f"step-{step}", write))
 
 
-def export_model(path: Path, model: Any, tokenizer: Any) -> Path:
+def export(
+    path: Path, model: Any, tokenizer: Any, *, adapter: Adapter | None, adapter_path: Path, world: World = ALONE
+) -> None:
+    """Write the final model as a Hugging Face folder, and an adapter alone beside it. All ranks call this.
+
+    Args:
+        path: of the model, complete or absent; an older one under the name is replaced.
+        model: a transformers model, sharded or not.
+        tokenizer: saved beside it.
+        adapter: merged into the model that is saved.
+        adapter_path: where the adapter alone goes.
+        world: the ranks.
+    """
+    if adapter is None:
+        weights = whole_on_main(_unless_whole(model.named_parameters()), world)
+        world.from_main(lambda: export_model(path, model, tokenizer, weights))
+        return
+    weights = whole_on_main(_unless_whole(model.named_parameters()), world)
+
+    def write() -> None:
+        held = adapter.with_weights(weights)
+        export_adapter(adapter_path, held)
+        export_model(path, held.merged(), tokenizer)
+
+    world.from_main(write)
+
+
+def _unless_whole(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Those that are sharded; the others are saved from where they are."""
+    return [(name, tensor) for name, tensor in tensors if isinstance(tensor, DTensor)]
+
+
+def export_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> Path:
     """Write a Hugging Face folder, complete or absent; an older one under the name is replaced."""
-    return _complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer))
+    return _complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer, weights))
 
 
 def export_adapter(path: Path, adapter: Adapter) -> Path:
@@ -84,9 +129,20 @@ def export_adapter(path: Path, adapter: Adapter) -> Path:
     return _complete_or_absent(path, adapter.save)
 
 
-def save_model(path: Path, model: Any, tokenizer: Any) -> None:
-    """Weights as safetensors, configuration, generation defaults, tokenizer and chat template."""
-    model.save_pretrained(path)
+def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> None:
+    """Weights as safetensors, configuration, generation defaults, tokenizer and chat template.
+
+    Args:
+        path: of the folder.
+        model: a transformers model.
+        tokenizer: saved beside it.
+        weights: of a sharded model, its parameters by name, whole, tied ones once; of another, nothing.
+    """
+    if weights:
+        persistent = {name: value for name, value in model.state_dict().items() if not isinstance(value, DTensor)}
+        model.save_pretrained(path, state_dict={**persistent, **weights})
+    else:
+        model.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
@@ -167,7 +223,12 @@ def verify(path: Path) -> None:
 
 
 def load_checkpoint(
-    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, adapter: Adapter | None = None
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    adapter: Adapter | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Put a verified checkpoint into a model and its optimizer, restore the random state, return the rest of it.
 
@@ -176,6 +237,8 @@ def load_checkpoint(
         model: the transformers model of the run.
         optimizer: an optimizer over its parameters.
         adapter: that of the model, where the checkpoint holds nothing else.
+        world: the ranks. Each takes its shards from the whole tensors; there may be more or fewer than have written
+            them, and other strategies.
 
     Raises:
         DamagedCheckpointError: names or shapes are not the model's.
@@ -190,12 +253,11 @@ def load_checkpoint(
             continue
         own = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments}
         if own:
-            device = parameter.device
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(device) for key, value in own.items()
+                key: value if key == "step" else part_of(value, parameter) for key, value in own.items()
             }
     state: dict[str, Any] = read_json(path / _STATE)
-    _restore_random_state(state.pop("random"))
+    _restore_random_state(state.pop("random"), world.rank)
     return state
 
 
@@ -206,7 +268,7 @@ def _load_weights(path: Path, model: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
             if name in weights:
-                parameter.copy_(weights[name])
+                put(weights[name], parameter)
             elif isinstance(parameter, nn.Parameter):
                 raise DamagedCheckpointError(f"checkpoint {path} lacks the weight {name}.")
 
@@ -216,15 +278,15 @@ def _load_adapter(path: Path, adapter: Adapter) -> None:
     if differing := sorted(saved.keys() ^ own.keys()):
         raise DamagedCheckpointError(f"checkpoint {path} is of another adapter: {differing[0]} is in one of them only.")
     for name, value in own.items():
-        value.copy_(saved[name])
+        put(saved[name], value)
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": value.detach().cpu().contiguous()
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    return (
+        (f"{name}.{key}", value)
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    )
 
 
 def _random_state() -> dict[str, str]:
@@ -232,13 +294,17 @@ def _random_state() -> dict[str, str]:
     return {name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()}
 
 
-def _restore_random_state(saved: dict[str, str]) -> None:
+def _restore_random_state(saved: list[dict[str, str]], rank: int) -> None:
+    """Each rank's own; a rank that was not there draws from a seed of its own."""
+    if rank >= len(saved):
+        torch.manual_seed(int(fingerprint(saved[0], rank), 16))
+        return
     states = {
-        name: torch.frombuffer(bytearray(base64.b64decode(raw)), dtype=torch.uint8) for name, raw in saved.items()
+        name: torch.frombuffer(bytearray(base64.b64decode(raw)), dtype=torch.uint8) for name, raw in saved[rank].items()
     }
     device = _random_device()
     restore_random_states({name: state for name, state in states.items() if name in ("cpu", device.type)}, device)
 
 
 def _random_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

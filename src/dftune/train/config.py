@@ -180,7 +180,8 @@ class TrainConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
     threads: Count | None = None
-    """CPU threads; null uses OMP_NUM_THREADS where it is set, else the cores this process may run on."""
+    """CPU threads; null uses OMP_NUM_THREADS where it is set, else the cores this process may run on. Never more than
+    its share of them, where several processes train on one machine."""
     log_every: Count = 1
     """Write metrics every so many steps."""
     validate_every: Count | None = None
@@ -194,4 +195,38 @@ class TrainConfig(Config):
     def _one_length(self) -> TrainConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either train.epochs or train.steps")
+        return self
+
+
+class DistributedConfig(Config):
+    """Several processes: `dftune train --nproc N`, or torchrun."""
+
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: every process holds all weights. fsdp: weights, gradients and optimizer state are divided among them (FSDP2,
+    block by block). auto: one process as ever; of several, fsdp where 16 bytes a parameter would take more than 40 % of
+    a CUDA device, else ddp."""
+    world_size: Count | None = None
+    """Processes that must take part; null takes as many as were launched."""
+    replicas: Count = 1
+    """fsdp: copies of the model, each divided among world_size / replicas processes (hybrid sharding). With one copy a
+    machine, weights are gathered within it."""
+    reshard_after_forward: bool = True
+    """fsdp: give a block's gathered weights back after its forward and gather them again for its backward. false keeps
+    them: less communication, the memory of a whole model in the precision of the compute."""
+    cpu_offload: bool = False
+    """fsdp: shards of weights, gradients and optimizer state live in CPU memory, and the optimizer runs there."""
+    sync_each_micro_batch: bool = False
+    """fsdp: reduce gradients after every micro-batch in place of once a step: more communication, and no process holds
+    a whole model's float32 gradient between micro-batches."""
+    timeout_s: Annotated[float, Field(gt=0)] = 1800
+    """A process that has waited this long for the others gives up, and the run fails."""
+
+    @model_validator(mode="after")
+    def _whole_copies(self) -> DistributedConfig:
+        if self.world_size is not None and self.world_size % self.replicas:
+            raise ValueError(f"world_size {self.world_size} must be a multiple of replicas {self.replicas}")
+        only = [name for name in ("cpu_offload", "sync_each_micro_batch") if getattr(self, name)]
+        only += ["replicas"] if self.replicas > 1 else []
+        if only and self.strategy != "fsdp":
+            raise ValueError(f"{', '.join(only)}: of strategy fsdp alone, and strategy is {self.strategy}")
         return self

@@ -16,6 +16,7 @@ from torch import Tensor
 from dftune.data.batches import MicroBatch
 from dftune.train.model import ScoredModel
 from dftune.train.reference import logps_by_example
+from dftune.train.world import ALONE, World
 
 
 class OldPolicy:
@@ -24,9 +25,9 @@ class OldPolicy:
     def __init__(self) -> None:
         self._logps: dict[str, npt.NDArray[np.float32]] = {}
 
-    def refresh(self, model: ScoredModel, batches: Sequence[MicroBatch]) -> None:
+    def refresh(self, model: ScoredModel, batches: Sequence[MicroBatch], world: World = ALONE) -> None:
         """Start an inner loop: the model as it is now, over the examples of the loop's steps."""
-        self._logps = logps_by_example(model, batches)
+        self._logps = logps_by_example(model, batches, world)
 
     def of(self, example_ids: Sequence[str]) -> Tensor:
         """Those of these examples, one after another: (tokens,) float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,11 +20,12 @@ from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder
 from dftune.train import checkpoint
+from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
 from dftune.train.lora import require_peft
 from dftune.train.meter import Meter
 from dftune.train.metrics import model_flops_utilisation, peak_memory_bytes, token_metrics, validate
-from dftune.train.model import check_scoring
+from dftune.train.model import ScoredModel, check_scoring, frozen_copy
 from dftune.train.needs import check_recipe
 from dftune.train.optim import learning_rate, make_optimizer
 from dftune.train.provide import Provider
@@ -31,14 +33,15 @@ from dftune.train.reference import StoredLogps, reference_logps
 from dftune.train.setup import (
     base_fingerprint,
     check_base,
+    check_joined,
     device_of,
     objective_row,
-    one_process,
     reference_key,
     route_of,
     scored_model,
 )
 from dftune.train.step import NonFiniteError, Pass, StepResult, train_step
+from dftune.train.world import ALONE, World
 
 Say = Callable[[str], None]
 
@@ -53,7 +56,13 @@ class Counters:
 
 
 def train(
-    recipe: Recipe, data: PreparedDataset, *, resume: bool = False, overwrite: bool = False, say: Say = print
+    recipe: Recipe,
+    data: PreparedDataset,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = print,
+    world: World = ALONE,
 ) -> RunFolder:
     """Train a model as a recipe says.
 
@@ -62,7 +71,9 @@ def train(
         data: the prepared dataset of the recipe.
         resume: take up the run that the folder holds, from its newest intact checkpoint.
         overwrite: replace a run that the folder holds.
-        say: receives lines for a person.
+        say: receives lines for a person, on rank 0.
+        world: the ranks, from :func:`dftune.train.distributed.joined`; all of them call this. They need the same
+            files under the same paths; rank 0 writes the run's folder.
 
     Returns:
         The run's folder, with the final model in ``model/``.
@@ -72,26 +83,40 @@ def train(
         NonFiniteError: the loss or gradient became NaN or infinite; the batch is in ``failed-batch.json``.
         OSError: the disk is full; checkpoints written before are intact.
     """
-    one_process()
+    check_joined(world)
     check_recipe(recipe)
     if recipe.model.lora is not None:
         require_peft()
     folder = RunFolder(recipe.output)
-    with folder.lock():
-        folder.start(recipe, resume=resume, overwrite=overwrite)
-        if resume and folder.finished():
-            say(f"{folder.path} is finished; nothing to resume.")
+    with ExitStack() as stack:
+
+        def start() -> bool:
+            stack.enter_context(folder.lock())
+            folder.start(recipe, resume=resume, overwrite=overwrite)
+            return resume and folder.finished()
+
+        if world.from_main(start):
+            if world.main:
+                say(f"{folder.path} is finished; nothing to resume.")
             return folder
-        run = _Run(recipe, data, folder, say)
+        counters = Counters()
         try:
-            run.train(resume=resume)
+            with lost_ranks_named(world, recipe.distributed.timeout_s):
+                heard = say if world.main else _silence
+                _Run(recipe, data, folder, heard, world=world, counters=counters).train(resume=resume)
         except KeyboardInterrupt:
-            folder.log("end", run.counters.step, status="interrupted", message="interrupted from the keyboard")
+            if world.main:
+                folder.log("end", counters.step, status="interrupted", message="interrupted from the keyboard")
             raise
         except (ArithmeticError, OSError, ValueError) as error:
-            _try_log_failure(folder, run.counters.step, error)
+            if world.main:
+                _try_log_failure(folder, counters.step, error)
             raise
     return folder
+
+
+def _silence(line: str) -> None:
+    """What a rank has to say that is not the first."""
 
 
 def _try_log_failure(folder: RunFolder, step: int, error: Exception) -> None:
@@ -102,13 +127,22 @@ def _try_log_failure(folder: RunFolder, step: int, error: Exception) -> None:
 
 
 class _Run:
-    """One run in this process: everything is set up, checked and then trained, in that order."""
+    """One run, as this process takes part in it: everything is set up, checked and then trained, in that order."""
 
-    def __init__(self, recipe: Recipe, data: PreparedDataset, folder: RunFolder, say: Say) -> None:
-        self.recipe, self.data, self.folder, self.say = recipe, data, folder, say
-        self.counters = Counters()
-        self.device = device_of(recipe.train.device)
-        set_threads(recipe.train.threads)
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: PreparedDataset,
+        folder: RunFolder,
+        say: Say,
+        *,
+        world: World,
+        counters: Counters,
+    ) -> None:
+        self.recipe, self.data, self.folder, self.say, self.world = recipe, data, folder, say, world
+        self.counters = counters
+        self.device = device_of(recipe.train.device, world.local_rank)
+        set_threads(recipe.train.threads, num_processes=world.local_size)
         from transformers import AutoTokenizer  # noqa: PLC0415
 
         self.objective = get_objective(recipe.objective.name, **recipe.objective.options)
@@ -121,7 +155,9 @@ class _Run:
         self.end_token_id = self.format.end_token_id(self.tokenizer)
         self.base_fingerprint = base_fingerprint(recipe)
         self.model = scored_model(recipe, self.tokenizer, self.device)
-        check_scoring(self.model, vocab_size=len(self.tokenizer))
+        self.num_parameters = sum(parameter.numel() for _, parameter in self.model.base_parameters())
+        frozen = frozen_copy(self.model) if "ref_kl" in self.objective.needs else None
+        self.strategy = self._spread(frozen)
         self.optimizer = make_optimizer(self.model, recipe.optimizer)
         self.provider = Provider(
             self.objective,
@@ -131,18 +167,39 @@ class _Run:
             schedule=self.schedule,
             make_batches=self._batches,
             inner_loop=recipe.train.inner_loop,
+            frozen=frozen,
+            world=world,
         )
         self.how = Pass(
             self.provider.supply,
             route=route_of(self.model, self.objective, self.examples.all, recipe.train.micro_batch_tokens),
             normalization=recipe.train.normalization,
+            world=world,
+            sync_each=recipe.distributed.sync_each_micro_batch,
         )
         self._prepare_export()
+
+    def _spread(self, frozen: ScoredModel | None) -> Strategy:
+        """Check the model and put it on its device, or devices."""
+        strategy = strategy_of(self.recipe.distributed, self.world, self.model, self.device)
+        vocab_size = len(self.tokenizer)
+        if strategy == "fsdp":  # once it is sharded, its own forward cannot be called to compare with
+            self.world.from_main(lambda: check_scoring(self.model, vocab_size=vocab_size))
+        own = [] if frozen is None or frozen.adapter is not None else [frozen]  # an adapter's base is the model itself
+        spread([self.model, *own], strategy, self.recipe.distributed, self.world, self.device)
+        if strategy != "fsdp":
+            self.world.from_main(lambda: check_scoring(self.model, vocab_size=vocab_size))
+        return strategy
+
+    def _log(self, kind: str, **fields: Any) -> None:
+        if self.world.main:
+            self.folder.log(kind, self.counters.step, **fields)
 
     def _reference(self) -> StoredLogps:
         examples = self.examples.all() + self.held_out.all()
         key = reference_key(self.recipe, self.data, self.model, self.format)
-        return reference_logps(self.model, examples, self._batches, self.data.folder / "reference", key, say=self.say)
+        folder = self.data.folder / "reference"
+        return reference_logps(self.model, examples, self._batches, folder, key, say=self.say, world=self.world)
 
     def _prepare_export(self) -> None:
         """What is saved with the model: the format it was trained with, and the token it ends with."""
@@ -157,25 +214,26 @@ class _Run:
 
     def train(self, *, resume: bool) -> None:
         """The whole run, from the newest checkpoint if there is one to resume."""
-        torch.manual_seed(self.recipe.seed)
+        torch.manual_seed(self.recipe.seed + self.world.rank)  # what is dropped differs from rank to rank
         resumed = self._resume() if resume else False
-        if not resumed:
+        if not resumed and self.world.main:
             self.folder.write_manifest(self._manifest())
         self.say(self._headline())
-        self.folder.log("start", self.counters.step, num_steps=self.schedule.num_steps, resumed=resumed)
+        self._log("start", num_steps=self.schedule.num_steps, resumed=resumed)
         self.model.train()
         if not resumed:
             self._validate()
-        settings = self.recipe.train
-        with Progress(f"train {self.recipe.name}", self.schedule.num_steps, done=self.counters.step) as progress:
-            meter = Meter(self.device)
-            while self.counters.step < self.schedule.num_steps:
+        settings, num_steps = self.recipe.train, self.schedule.num_steps
+        title, done = f"train {self.recipe.name}", self.counters.step
+        with Progress(title, num_steps, done=done, shown=self.world.main) as progress:
+            meter = Meter(self.device, self.world)
+            while self.counters.step < num_steps:
                 result, batches = self._step()
                 meter.add(batches)
                 step = self.counters.step
-                last = step == self.schedule.num_steps
+                last = step == num_steps
                 if self._is_logged(step):
-                    row = self._log_step(result, meter)
+                    row = self._log_step(result.over(self.world), meter)
                     progress.update(
                         step, f"loss {row['loss']:.4f}  nll {row['nll']:.4f}  {row['tokens_per_s']:,.0f} tokens/s"
                     )
@@ -186,20 +244,25 @@ class _Run:
                     self._save_checkpoint()
                     meter.restart()
         self._export()
-        self.folder.log("end", self.counters.step, status="finished", message=f"model in {self.folder.model}")
-        checkpoint.prune(self.folder.checkpoints, settings.keep_checkpoints)
+        self._log("end", status="finished", message=f"model in {self.folder.model}")
+        self._prune()
 
     def _export(self) -> None:
-        adapter, model = self.model.adapter, self.model.model
-        if adapter is not None:
-            checkpoint.export_adapter(self.folder.path / "adapter", adapter)
-            model = adapter.merged()
-        checkpoint.export_model(self.folder.model, model, self.tokenizer)
+        adapter_path = self.folder.path / "adapter"
+        model, adapter = self.model.model, self.model.adapter
+        checkpoint.export(
+            self.folder.model, model, self.tokenizer, adapter=adapter, adapter_path=adapter_path, world=self.world
+        )
+
+    def _prune(self) -> None:
+        if self.world.main:
+            checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
 
     def _step(self) -> tuple[StepResult, list[MicroBatch]]:
         step = self.counters.step
         self.provider.begin(step)
-        batches = self._batches(self.examples.of(self.schedule.visits(step)))
+        examples = self.examples.of(self.schedule.visits(step))
+        batches = self._batches(examples)
         logged = self._is_logged(step + 1)
         try:
             result = train_step(
@@ -212,10 +275,10 @@ class _Run:
                 how=replace(self.how, stats=frozenset({"top1_hit"}) if logged else frozenset()),
             )
         except NonFiniteError as error:
-            raise self._not_finite(error, batches) from None
+            raise self._not_finite(error, examples) from None
         self.counters.step += 1
-        self.counters.tokens += sum(batch.num_tokens for batch in batches)
-        self.counters.supervised_tokens += len(result.targets)
+        self.counters.tokens += sum(map(len, examples))
+        self.counters.supervised_tokens += sum(int(example.completion_mask[1:].sum()) for example in examples)
         return result, batches
 
     def _is_logged(self, step: int) -> bool:
@@ -230,6 +293,8 @@ class _Run:
             max_examples=settings.micro_batch_size,
             packing=settings.packing,
             pad_id=self.end_token_id if pad is None else pad,
+            rank=self.world.rank,
+            num_ranks=self.world.size,
         )
         return [batch.to(self.device) for batch in batches]
 
@@ -246,20 +311,20 @@ class _Run:
             "supervised_tokens": self.counters.supervised_tokens,
             "tokens_per_s": speed,
             "padding_share": padding,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "peak_memory_bytes": max(self.world.gather(peak_memory_bytes(self.device))),
         }
-        mfu = model_flops_utilisation(self.model, speed, self.device)
+        mfu = model_flops_utilisation(self.model, speed / self.world.size, self.device)
         if mfu is not None:
             row["mfu"] = mfu
-        self.folder.log("train", step, **row)
+        self._log("train", **row)
         return row
 
     def _validate(self) -> None:
         if len(self.held_out) == 0:
             return
         batches = self._batches(self.held_out.of((0, index) for index in range(len(self.held_out))))
-        row = validate(self.model, self.objective, batches, self.end_token_id, self.how.supply)
-        self.folder.log("validation", self.counters.step, **row)
+        row = validate(self.model, self.objective, batches, self.end_token_id, self.how.supply, world=self.world)
+        self._log("validation", **row)
         self.say(f"step {self.counters.step}: held-out nll {row['nll']:.4f} over {row['num_tokens']:,} tokens")
 
     def _save_checkpoint(self) -> None:
@@ -273,32 +338,39 @@ class _Run:
             state={"counters": asdict(self.counters)},
             files=self.provider.files(),
             adapter=self.model.adapter,
+            world=self.world,
         )
-        self.folder.log("checkpoint", step, path=str(path.relative_to(self.folder.path)))
-        checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
+        self._log("checkpoint", path=str(path.relative_to(self.folder.path)))
+        self._prune()
 
     def _resume(self) -> bool:
         self.provider.check_same(self.folder.path / "manifest.json")
-        newest = checkpoint.newest_intact(self.folder.checkpoints, self.say)
+        newest = self.world.from_main(lambda: checkpoint.newest_intact(self.folder.checkpoints, self.say))
         if newest is None:
             self.say(f"{self.folder.path} holds no checkpoint to resume from; starting from the first step.")
             return False
         if self.model.adapter is not None:
             check_base(self.folder.path / "manifest.json", self.base_fingerprint)
         state = checkpoint.load_checkpoint(
-            newest, model=self.model.model, optimizer=self.optimizer, adapter=self.model.adapter
+            newest,
+            model=self.model.model,
+            optimizer=self.optimizer,
+            adapter=self.model.adapter,
+            world=self.world,
         )
-        self.counters = Counters(**state["counters"])
+        for name, value in state["counters"].items():
+            setattr(self.counters, name, value)
         self.provider.restore(newest)
         self.say(f"resumed from {newest} at step {self.counters.step} of {self.schedule.num_steps}")
         return True
 
-    def _not_finite(self, error: NonFiniteError, batches: list[MicroBatch]) -> NonFiniteError:
+    def _not_finite(self, error: NonFiniteError, examples: Sequence[Example]) -> NonFiniteError:
         step = self.counters.step
         path = self.folder.path / "failed-batch.json"
-        ids = [example for batch in batches for example in batch.example_ids]
+        ids = [example.id for example in examples]
         lr = learning_rate(step, self.schedule.num_steps, self.recipe.optimizer)
-        write_json(path, {"step": step + 1, "error": str(error), "lr": lr, "example_ids": ids})
+        if self.world.main:
+            write_json(path, {"step": step + 1, "error": str(error), "lr": lr, "example_ids": ids})
         return NonFiniteError(
             f"step {step + 1}: {error}. The weights before this step are finite and nothing was saved after it; the "
             f"examples are listed in {path}. Lower optimizer.lr (now {lr:.3g}), lengthen optimizer.warmup_ratio, or "
@@ -326,23 +398,24 @@ class _Run:
             "scorer": self.how.route,
             "scorer_settings": self.recipe.scorer.model_dump(),
             "precision": str(self.model.precision).removeprefix("torch."),
+            "distributed": {
+                "world_size": self.world.size,
+                "strategy": self.strategy,
+                "replicas": self.recipe.distributed.replicas if self.strategy == "fsdp" else self.world.size,
+            },
         }
 
     def _headline(self) -> str:
         num_steps, lora = self.schedule.num_steps, self.recipe.model.lora
         trained = f" and {self.num_trained_parameters / 1e6:.3g} M of a LoRA adapter, which are trained" if lora else ""
+        ranks = "" if self.strategy == "none" else f", {self.strategy} over {self.world.size} processes"
         return (
             f"{self.recipe.name}: {self.objective.name}, {self.num_parameters / 1e6:.2f} M parameters{trained}, "
             f"{len(self.examples):,} examples, {num_steps:,} steps of {self.recipe.train.batch_size} "
             f"({self.schedule.epoch(num_steps):.2f} epochs), {self.device}, "
             f"{str(self.model.precision).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
-            f"{self.how.route} scorer"
+            f"{self.how.route} scorer{ranks}"
         )
-
-    @property
-    def num_parameters(self) -> int:
-        """Of the model, tied ones counted once, an adapter not counted."""
-        return sum(parameter.numel() for _, parameter in self.model.base_parameters())
 
     @property
     def num_trained_parameters(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Adapter:
             torch.manual_seed(seed)
             # With gradient checkpointing it also lets the embedded inputs require a gradient.
             self._peft = peft.get_peft_model(model, settings)
-        self._model = model
+        self._model, self._config = model, config
         self._names = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
     @contextmanager
@@ -97,10 +97,15 @@ class Adapter:
             if name in self._names
         }
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that ``peft.PeftModel.from_pretrained`` loads onto the base."""
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write a folder that ``peft.PeftModel.from_pretrained`` loads onto the base.
+
+        Args:
+            folder: made where it is missing.
+            whole: the weights, where those in memory are shards.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.cpu().contiguous() for name, value in self.weights().items()}
+        weights = {name: value.cpu().contiguous() for name, value in (whole or self.weights()).items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = self._peft.peft_config[_NAME].to_dict() | {"inference_mode": True}
         # peft keeps the layers in a set, whose order is another in every process
@@ -108,6 +113,23 @@ class Adapter:
             folder / CONFIG_FILE,
             {name: sorted(value) if isinstance(value, set) else value for name, value in sorted(config.items())},
         )
+
+    def with_weights(self, whole: Mapping[str, Tensor]) -> Adapter:
+        """This adapter and its model with other weights: of a sharded model, the whole ones, by parameter name.
+
+        Without any, it is this adapter itself.
+        """
+        if not whole:
+            return self
+        with torch.device("meta"):
+            model = type(self._model)(copy.deepcopy(self._model.config))
+            model.tie_weights()
+            held = Adapter(model, self._config, seed=0)
+        buffers = {name: value for name, value in self._model.named_buffers() if value.device.type != "meta"}
+        model.load_state_dict({**buffers, **whole}, strict=False, assign=True)
+        model.tie_weights()
+        model.generation_config = self._model.generation_config
+        return held
 
     def merged(self) -> Any:
         """An ordinary model, in float32 on the CPU, that computes what base and adapter do together.

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from dftune.data.batches import MicroBatch
+from dftune.train.world import ALONE, World
 
 
 class Meter:
-    """Tokens a second and the share of padding since the last reading."""
+    """Tokens a second and the share of padding since the last reading, over all ranks."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, world: World = ALONE) -> None:
+        self.device, self.world = device, world
         self.restart()
 
     def restart(self) -> None:
@@ -22,15 +23,16 @@ class Meter:
         self.tokens, self.padding, self.since = 0, 0, time.perf_counter()
 
     def add(self, batches: Sequence[MicroBatch]) -> None:
-        """Count a step."""
+        """Count a step's micro-batches, this rank's share of them."""
         self.tokens += sum(batch.num_tokens for batch in batches)
         self.padding += sum(batch.num_padding for batch in batches)
 
     def read(self) -> tuple[float, float]:
-        """Tokens a second, padding share; counting starts again."""
+        """Tokens a second, padding share; counting starts again. Every rank calls this."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - self.since
-        found = self.tokens / max(seconds, 1e-9), self.padding / max(1, self.tokens + self.padding)
+        tokens, padding = self.world.sum(self.tokens, self.padding)
+        found = tokens / max(seconds, 1e-9), padding / max(1, tokens + padding)
         self.restart()
         return found

@@ -15,7 +15,8 @@ from dftune.objectives import Objective
 from dftune.train.model import ScoredModel
 from dftune.train.step import StepResult, evaluate
 from dftune.train.supply import NOTHING, Supply
-from dftune.train.tokens import join
+from dftune.train.tokens import join, join_ranks
+from dftune.train.world import ALONE, World
 
 HISTOGRAM_BINS = 50
 
@@ -60,6 +61,8 @@ def validate(
     batches: Iterable[MicroBatch],
     end_token_id: int,
     supply: Supply = NOTHING,
+    *,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Score held-out examples: NLL, the objective's loss and the histogram of token probabilities.
 
@@ -68,9 +71,10 @@ def validate(
     Args:
         model: left in the mode it came in.
         objective: its loss is reported beside the NLL; what it would keep by example is forgotten.
-        batches: micro-batches of the held-out examples, on the model's device.
+        batches: micro-batches of the held-out examples, this rank's share of them, on the model's device.
         end_token_id: the end-of-turn token.
         supply: what the objective is given; the policy itself stands for the old policy.
+        world: the ranks that share the examples.
 
     Returns:
         The ``validation`` row of events.jsonl, without kind, step and time.
@@ -81,25 +85,29 @@ def validate(
     found, parts, targets, num_units = [], [], [], 0
     for batch in batches:
         stats, tokens = supply.score(model, objective, batch, stats=frozenset({"entropy", "top1_hit"}))
-        found.append(stats)
+        found.append((stats.entropy, stats.top1_hit))
         parts.append(tokens)
         targets.append(batch.targets)
         num_units += batch.num_units(objective.unit)
     model.train(was_training)
-    tokens = join(parts)
+    (num_units,) = world.sum(num_units)
+    tokens, _ = join_ranks(join(parts), world)
     total = evaluate(objective, tokens, supply).total.item()
     if supply.state is not None:
         supply.state.discard()
+    columns = zip(targets, *zip(*found, strict=True), strict=True)
+    own = [torch.cat(column).cpu() for column in zip(*columns, strict=True)]
+    target, entropy, top1 = (torch.cat(column) for column in zip(*world.gather(own), strict=True))
     p = tokens.logps.exp()
-    ends = p[torch.cat(targets) == end_token_id]
+    ends = p[(target == end_token_id).to(p.device)]
     return {
         "num_examples": tokens.num_sequences,
         "num_tokens": len(p),
         "nll": -tokens.logps.double().mean().item(),
         "p_mean": p.double().mean().item(),
         "p_eot": ends.mean().item() if len(ends) else None,
-        "entropy": torch.cat([stats.entropy for stats in found if stats.entropy is not None]).mean().item(),
-        "top1": torch.cat([stats.top1_hit for stats in found if stats.top1_hit is not None]).mean().item(),
+        "entropy": entropy.mean().item(),
+        "top1": top1.mean().item(),
         "loss": total / num_units,
         "p_histogram": p.float().cpu().histc(HISTOGRAM_BINS, 0.0, 1.0).long().tolist(),
     }

@@ -30,6 +30,7 @@ class ScoredModel(nn.Module):
         precision: of the compute.
         adapter: that of the model, where only an adapter is trained.
         scorer: the recipe's settings of the scorer; the route is chosen by who asks.
+        keep_whole: of sharded weights, keep the head's whole after a forward without gradient.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ScoredModel(nn.Module):
         self.precision = precision
         self.adapter = adapter
         self.scorer = ScorerConfig() if scorer is None else scorer
+        self.keep_whole = False
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
@@ -164,23 +166,30 @@ def _new_model(config: ScratchConfig, tokenizer: Any, implementation: str) -> An
 class _Base(ScoredModel):
     """The base under an adapter that is being trained: the same weights in memory, the adapter off, no dropout."""
 
+    def __init__(self, scored: ScoredModel) -> None:
+        super().__init__(scored.model, scored.precision, scored.adapter, scored.scorer)
+        self._scored = (scored,)  # not a submodule: its weights are there already
+
     def forward(self, batch: MicroBatch, score: Callable[[Scorer], Any] = Scorer.logps) -> Any:
-        was_training = self.model.training
-        self.model.eval()
+        (scored,) = self._scored
+        was_training, was_whole = scored.model.training, scored.keep_whole
+        scored.model.eval()
+        scored.keep_whole = True  # the head is used after this forward, in that of the model
         try:
             with self.as_base():
-                return super().forward(batch, score)
+                return scored(batch, score)
         finally:
-            self.model.train(was_training)
+            scored.keep_whole = was_whole
+            scored.model.train(was_training)
 
 
 def frozen_copy(scored: ScoredModel) -> ScoredModel:
-    """The model before training, for comparison: no gradients, no dropout.
+    """The model before training, for comparison: no gradients, no dropout. Called before anything is sharded.
 
     One with an adapter is not copied: with the adapter off it stays what it was.
     """
     if scored.adapter is not None:
-        return _Base(scored.model, scored.precision, scored.adapter, scored.scorer)
+        return _Base(scored)
     return copy.deepcopy(scored).requires_grad_(False).eval()
 
 

@@ -11,9 +11,10 @@ from dftune.objectives import Objective
 from dftune.objectives.state import LogEstimates
 from dftune.train.examples import Schedule, Visited
 from dftune.train.inner_loop import OldPolicy
-from dftune.train.model import ScoredModel, frozen_copy
+from dftune.train.model import ScoredModel
 from dftune.train.reference import MakeBatches, StoredLogps
 from dftune.train.supply import Supply
+from dftune.train.world import ALONE, World
 
 _STATE_FILE, _OLD_FILE = "objective-state.json", "old-policy.safetensors"
 
@@ -36,15 +37,16 @@ class Provider:
         schedule: Schedule,
         make_batches: MakeBatches,
         inner_loop: int,
+        frozen: ScoredModel | None = None,
+        world: World = ALONE,
     ) -> None:
         """Called before a weight has moved: the model still is the reference, and no second one is loaded for it."""
         needs = objective.needs
         self.model, self.examples, self.schedule = model, examples, schedule
-        self.make_batches, self.inner_loop = make_batches, inner_loop
+        self.make_batches, self.inner_loop, self.world = make_batches, inner_loop, world
         self.reference = reference() if "ref_logps" in needs else None
         self._state = LogEstimates() if objective.stateful else None
         self._old = OldPolicy() if "old_logps" in needs else None
-        frozen = frozen_copy(model) if "ref_kl" in needs else None
         self.supply = Supply(self.reference, self._old, frozen, self._state)
 
     def begin(self, step: int) -> None:
@@ -52,7 +54,7 @@ class Provider:
         if self._old is not None and step % self.inner_loop == 0:
             steps = range(step, min(step + self.inner_loop, self.schedule.num_steps))
             visits = dict.fromkeys(visit for each in steps for visit in self.schedule.visits(each))
-            self._old.refresh(self.model, self.make_batches(self.examples.of(visits)))
+            self._old.refresh(self.model, self.make_batches(self.examples.of(visits)), self.world)
 
     def files(self) -> dict[str, Callable[[Path], None]]:
         """What a checkpoint holds beside model and optimizer: file names, and what writes each."""

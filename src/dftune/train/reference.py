@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from dftune.data.batches import Example, MicroBatch
 from dftune.files import canonical_json, fingerprint, read_json, sha256_file, sync, write_json
 from dftune.progress import Progress
 from dftune.train.model import ScoredModel
+from dftune.train.shards import whole
+from dftune.train.world import ALONE, World
 
 _WINDOW = 256
 """Examples between two notes of how far the work is."""
@@ -55,19 +57,21 @@ def reference_logps(
     key: Mapping[str, Any],
     *,
     say: Callable[[str], None] = print,
+    world: World = ALONE,
 ) -> StoredLogps:
     """Log-probabilities of all examples under a model that is about to be trained, from the folder or computed.
 
     They are kept in ``folder/FINGERPRINT``, complete or absent. Work that was cut short is taken up again. Another
-    process that wants the same waits for the first.
+    process that wants the same waits for the first. Several ranks share the work; rank 0 writes.
 
     Args:
         model: with the weights of the reference, or an adapter on them, which is switched off.
         examples: all of them, each id once.
-        make_batches: splits examples into forward passes.
+        make_batches: splits examples into forward passes, and gives this rank's share of them.
         folder: ``PREPARED/reference``.
         key: what decides the numbers beside the model's weights and the examples.
         say: receives lines for a person.
+        world: the ranks; all call this.
 
     Raises:
         ValueError: an id comes twice, or what the folder holds is not what was written.
@@ -80,41 +84,45 @@ def reference_logps(
         )
     key = {**key, "model": weights_fingerprint(model), "examples": examples_fingerprint(examples)}
     path = folder / fingerprint(dict(key))
-    with _lock(folder, path.name):
-        if path.exists():
-            _check(path, key)
+    with ExitStack() as stack:
+        if world.main:  # another rank has nothing to write, and rank 0 what it holds the lock for
+            stack.enter_context(_lock(folder, path.name))
+        if world.from_main(lambda: _is_there(path, key)):
             say(f"reference log-probabilities: {path}")
         else:
             say(f"reference log-probabilities of {len(examples):,} examples: computed once, kept in {path}")
             with model.as_base():
-                _compute(model, examples, make_batches, path, key)
+                _compute(model, examples, make_batches, path, key, world=world)
     return StoredLogps(path, ids)
 
 
 @torch.no_grad()
-def logps_by_example(model: ScoredModel, batches: Sequence[MicroBatch]) -> dict[str, npt.NDArray[np.float32]]:
-    """Log-probabilities of each example's supervised tokens, without dropout."""
+def logps_by_example(
+    model: ScoredModel, batches: Sequence[MicroBatch], world: World = ALONE
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Log-probabilities of each example's supervised tokens, without dropout; those of all ranks' batches."""
     was_training = model.training
     model.eval()
     found: dict[str, npt.NDArray[np.float32]] = {}
     for batch in batches:
         logps: Tensor = model(batch)
-        ends = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences).cumsum(0)[:-1].tolist()
-        parts = np.split(logps.float().cpu().numpy(), ends)
-        found |= dict(zip(batch.example_ids, parts, strict=True))
+        if not batch.is_idle:
+            ends = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences).cumsum(0)[:-1].tolist()
+            parts = np.split(logps.float().cpu().numpy(), ends)
+            found |= dict(zip(batch.example_ids, parts, strict=True))
     model.train(was_training)
-    return found
+    return {name: logps for rank in world.gather(found) for name, logps in rank.items()}
 
 
 def weights_fingerprint(model: ScoredModel) -> str:
-    """Changes with the configuration or any weight of the model; an adapter does not count."""
+    """Changes with the configuration or any weight of the model; an adapter does not count. All ranks call this."""
     digest = hashlib.sha256()
     config = model.model.config.to_dict()
     kept = {name: value for name, value in config.items() if name[0] != "_" and name not in _NOT_THE_MODEL}
     digest.update(canonical_json({name: repr(value) for name, value in kept.items()}))
     for name, parameter in model.base_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(whole(parameter.detach()).float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -129,21 +137,41 @@ def examples_fingerprint(examples: Sequence[Example]) -> str:
 
 
 def _compute(
-    model: ScoredModel, examples: Sequence[Example], make_batches: MakeBatches, path: Path, key: Mapping[str, Any]
+    model: ScoredModel,
+    examples: Sequence[Example],
+    make_batches: MakeBatches,
+    path: Path,
+    key: Mapping[str, Any],
+    *,
+    world: World,
 ) -> None:
     counts = [int(example.completion_mask[1:].sum()) for example in examples]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     aside = path.with_name(f".incomplete-{path.name}")
-    logps, done = _take_up(aside, offsets)
-    with Progress("reference log-probabilities", len(examples), done=done) as progress:
+    logps: np.memmap[Any, np.dtype[np.float32]] | None = None
+
+    def take_up() -> int:
+        nonlocal logps
+        logps, done = _take_up(aside, offsets)
+        return done
+
+    done = world.from_main(take_up)
+    with Progress("reference log-probabilities", len(examples), done=done, shown=world.main) as progress:
         for start in range(done, len(examples), _WINDOW):
             window = examples[start : start + _WINDOW]
-            found = logps_by_example(model, make_batches(window))
-            for row, example in enumerate(window, start):
-                logps[offsets[row] : offsets[row + 1]] = found[example.id]
-            logps.flush()
-            write_json(aside / _PROGRESS, {"done": start + len(window)})
+            found = logps_by_example(model, make_batches(window), world)
+            if logps is not None:
+                for row, example in enumerate(window, start):
+                    logps[offsets[row] : offsets[row + 1]] = found[example.id]
+                logps.flush()
+                write_json(aside / _PROGRESS, {"done": start + len(window)})
             progress.update(start + len(window))
+    world.from_main(lambda: _finish(logps, aside, path, key))
+
+
+def _finish(logps: npt.NDArray[np.float32] | None, aside: Path, path: Path, key: Mapping[str, Any]) -> None:
+    """Check what was computed, and give it its name."""
+    assert logps is not None, "rank 0 holds them"
     if not np.isfinite(logps).all():
         shutil.rmtree(aside)
         raise ValueError("the starting model gives log-probabilities that are not finite; check model.path.")
@@ -174,7 +202,14 @@ def _take_up(aside: Path, offsets: npt.NDArray[np.int64]) -> tuple[np.memmap[Any
     return np.lib.format.open_memmap(aside / _LOGPS, mode="w+", dtype=np.float32, shape=shape), 0
 
 
-def _check(path: Path, key: Mapping[str, Any]) -> None:
+def _is_there(path: Path, key: Mapping[str, Any]) -> bool:
+    """Whether they have been computed.
+
+    Raises:
+        ValueError: what is there is something else.
+    """
+    if not path.exists():
+        return False
     problem = "its manifest.json is of something else"
     try:
         manifest = read_json(path / _MANIFEST)
@@ -185,7 +220,7 @@ def _check(path: Path, key: Mapping[str, Any]) -> None:
                 if (path / name).stat().st_size != expected["bytes"] or sha256_file(path / name) != expected["sha256"]
             ]
             if not changed:
-                return
+                return True
             problem = f"{', '.join(changed)} changed since"
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = str(error)

@@ -21,33 +21,39 @@ from dftune.ops.token_logps import choose_route
 from dftune.recipe import Recipe
 from dftune.train.lora import Adapter
 from dftune.train.model import ScoredModel, load_model
+from dftune.train.world import World
 
 
-def one_process() -> None:
-    """Refuse a world of several processes.
+def check_joined(world: World) -> None:
+    """Refuse to train as if alone what was launched as several processes.
 
     Raises:
-        ValueError: there are several.
+        ValueError: ``WORLD_SIZE`` is not the number of ranks.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != 1:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size != world.size:
         raise ValueError(
-            f"this version of dftune trains in one process, and WORLD_SIZE is {world}. "
-            "Run `dftune train` without torchrun."
+            f"WORLD_SIZE is {size}, and train() was given a world of {world.size}. Pass the world of "
+            "dftune.train.distributed.joined(recipe), or use `dftune train --nproc N RECIPE`."
         )
 
 
-def device_of(name: str) -> torch.device:
-    """The device of ``train.device``.
+def device_of(name: str, local_rank: int = 0) -> torch.device:
+    """The device of ``train.device``; of several ranks on a machine each has its own.
 
     Raises:
-        ValueError: CUDA was asked for and there is none.
+        ValueError: CUDA was asked for and there is none, or none for this rank.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("train.device is cuda, and torch sees no CUDA device. `dftune doctor` shows what it sees.")
-    return torch.device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this machine (from 0) has no CUDA device: torch sees "
+            f"{torch.cuda.device_count()}. Launch one process a device."
+        )
+    return torch.device("cuda", local_rank) if "LOCAL_RANK" in os.environ else torch.device("cuda")
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
@@ -92,15 +98,15 @@ def check_scorer(recipe: Recipe, objective: Objective) -> None:
 
 
 def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device) -> ScoredModel:
-    """The recipe's model on its device, with an adapter where only that is trained.
+    """The recipe's model, in CPU memory, with an adapter where only that is trained.
 
-    Weights that are trained are float32. A base that is not trained takes the precision of the compute.
+    Weights that are trained are float32. A base that is not trained takes the precision of the compute on ``device``.
     """
     precision, lora = precision_of(recipe.train.precision, device), recipe.model.lora
     dtype = torch.float32 if lora is None else precision
     model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=dtype)
     adapter = None if lora is None else Adapter(model, lora, seed=recipe.seed)
-    return ScoredModel(model.to(device), precision, adapter, recipe.scorer)
+    return ScoredModel(model, precision, adapter, recipe.scorer)
 
 
 def route_of(

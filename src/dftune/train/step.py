@@ -1,4 +1,4 @@
-"""The optimizer step: sums over micro-batches, one division by the step's number of units."""
+"""The optimizer step: sums over micro-batches and ranks, one division by the step's number of units."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from dftune.data.batches import MicroBatch
 from dftune.objectives import LossSum, Objective, TokenBatch
+from dftune.objectives.state import merge
 from dftune.ops.token_logps import TokenStats
 from dftune.train.model import ScoredModel
 from dftune.train.random_state import random_states, restore_random_states
+from dftune.train.shards import backward_turns, sum_gradients
 from dftune.train.supply import NOTHING, Supply
-from dftune.train.tokens import DIFFERENTIABLE, STATISTICS, boundaries, cut, fill, join
+from dftune.train.tokens import DIFFERENTIABLE, STATISTICS, boundaries, cut, fill, join, join_ranks
+from dftune.train.world import ALONE, World
 
 Normalization = Literal["global", "micro_batch_mean_sum"]
 
@@ -27,6 +32,8 @@ class NonFiniteError(ArithmeticError):
 @dataclass(frozen=True)
 class StepResult:
     """What a step leaves to be logged. Tensors stay on the device, so that nothing waits unless it is logged.
+
+    Of several ranks each has its own tokens and metrics here, until :meth:`over` joins them; the rest is global.
 
     Attributes:
         loss: scalar, the objective's mean over the units of the step.
@@ -48,6 +55,17 @@ class StepResult:
     num_units: int
     top1_hit: Tensor | None = None
 
+    def over(self, world: World) -> StepResult:
+        """The same of all ranks' tokens; every rank calls this."""
+        if world.size == 1:
+            return self
+        names = ("logps", "weights", "targets", "top1_hit")
+        own = {name: value.cpu() for name in names if (value := getattr(self, name)) is not None}
+        ranks = world.gather((own, {name: value.item() for name, value in self.metrics.items()}))
+        joined = {name: torch.cat([tokens[name] for tokens, _ in ranks]) for name in own}
+        metrics = {name: sum(found.get(name, 0.0) for _, found in ranks) for _, found in ranks for name in found}
+        return replace(self, **joined, metrics={k: torch.tensor(v) for k, v in metrics.items()})  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -59,12 +77,16 @@ class Pass:
         route: of the scorer.
         normalization: ``global`` divides by the units of the whole step; ``micro_batch_mean_sum`` divides each
             micro-batch's gradient by its own units and adds these means up.
+        world: the ranks that share the step; all have the same number of micro-batches.
+        sync_each: exchange sharded gradients in every backward pass in place of the last.
     """
 
     supply: Supply = NOTHING
     stats: frozenset[str] = frozenset()
     route: str = "auto"
     normalization: Normalization = "global"
+    world: World = ALONE
+    sync_each: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,7 @@ def accumulate_gradient(
 ) -> StepResult:
     """Add the gradient of the step's loss to the parameters.
 
-        loss = (1 / U) sum_micro-batches objective(micro-batch),   U = units over all micro-batches
+        loss = (1 / U) sum_micro-batches objective(micro-batch),   U = units over all micro-batches of all ranks
 
     An objective that adds up over parts of a micro-batch is evaluated where its tokens are scored. One that does not,
     or that compares whole rows with the reference's, is evaluated first, on the small vectors of log-probabilities
@@ -92,24 +114,40 @@ def accumulate_gradient(
     Args:
         model: forward gives log-probabilities.
         objective: the loss.
-        batches: the micro-batches of one optimizer step.
-        how: inputs, statistics and route.
+        batches: the micro-batches of one optimizer step, this rank's share of them.
+        how: inputs, statistics, route and ranks. The gradients are summed over the ranks.
     """
     units = [batch.num_units(objective.unit) for batch in batches]
-    divisors = units if how.normalization == "micro_batch_mean_sum" else [sum(units)] * len(units)
+    (num_units,) = how.world.sum(sum(units))
+    divisors = units if how.normalization == "micro_batch_mean_sum" else [num_units] * len(units)
+    turns = backward_turns(model, len(batches), each=how.sync_each)
     scored: list[_Scored] = []
     if objective.separable == "batch":
-        scored += _together(model, objective, batches, divisors[0], how)
+        scored += _together(model, objective, batches, num_units, how, turns=turns)
     else:
         for batch, divisor in zip(batches, divisors, strict=True):
-            if "ref_kl" in objective.needs:
-                scored += _together(model, objective, [batch], divisor, how)
+            if batch.is_idle:
+                _idle(model, objective, batch, how.supply, turns)
+            elif "ref_kl" in objective.needs:
+                scored += _together(model, objective, [batch], divisor, how, turns=turns)
             else:
-                scored.append(_in_parts(model, objective, batch, divisor, how))
-    return _result(scored, batches, sum(units))
+                scored.append(_in_parts(model, objective, batch, divisor, how, turns=turns))
+    if how.world.size > 1 and not isinstance(model, FSDPModule):
+        sum_gradients(model, how.world)
+    return _result(scored, batches, num_units, how)
 
 
-def _in_parts(model: ScoredModel, objective: Objective, batch: MicroBatch, divisor: int, how: Pass) -> _Scored:
+def _idle(model: ScoredModel, objective: Objective, batch: MicroBatch, supply: Supply, turns: Iterator[None]) -> None:
+    """Take part in what the ranks exchange during a forward and a backward pass, with a gradient of zero."""
+    _, tokens = supply.score(model, objective, batch)
+    zeros = {name: torch.zeros_like(value) for name in DIFFERENTIABLE if (value := getattr(tokens, name)) is not None}
+    next(turns)
+    _send_back(tokens, zeros, 1)
+
+
+def _in_parts(
+    model: ScoredModel, objective: Objective, batch: MicroBatch, divisor: int, how: Pass, *, turns: Iterator[None]
+) -> _Scored:
     """A micro-batch whose objective adds up over its parts; the scorer decides which."""
     needs = frozenset[str](objective.needs)
     frame, edges = how.supply.frame(objective, batch), boundaries(batch, objective.separable)
@@ -125,14 +163,21 @@ def _in_parts(model: ScoredModel, objective: Objective, batch: MicroBatch, divis
     mean, found, slopes = model(
         batch, lambda scorer: scorer.objective(of_part, boundaries=edges, names=names, route=how.route)
     )
+    next(turns)
     mean.backward()
     return _Scored(mean.detach() * divisor, found, slopes * divisor, metrics)
 
 
 def _together(
-    model: ScoredModel, objective: Objective, batches: Sequence[MicroBatch], divisor: int, how: Pass
+    model: ScoredModel,
+    objective: Objective,
+    batches: Sequence[MicroBatch],
+    divisor: int,
+    how: Pass,
+    *,
+    turns: Iterator[None],
 ) -> Iterator[_Scored]:
-    """Micro-batches that the objective sees as one.
+    """Micro-batches that the objective sees as one, with those of the other ranks where its scope is the batch.
 
     All but a single one are scored twice: without gradient for the objective's sake, and again to be differentiated.
     Random numbers are drawn anew from the same state, so that dropout drops the same.
@@ -146,7 +191,7 @@ def _together(
             route = "auto" if twice else how.route
             outputs.append(how.supply.score(model, objective, batch, stats=how.stats, route=route))
     found, parts = zip(*outputs, strict=True)
-    total, metrics, gradients = _differentiate(objective, join(parts), how.supply)
+    total, metrics, gradients = _differentiate(objective, join(parts), how)
     start = 0
     for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
         if twice:
@@ -155,23 +200,36 @@ def _together(
         else:
             tokens = parts[index]
         rows = slice(start, start := start + len(batch.targets))
+        next(turns)
         _send_back(tokens, {name: value[rows] for name, value in gradients.items()}, divisor)
         own = (total, metrics) if index == 0 else (torch.zeros_like(total), {})
         yield _Scored(own[0], found[index].detach(), gradients["logps"][rows], own[1])
 
 
 def _differentiate(
-    objective: Objective, tokens: TokenBatch, supply: Supply
+    objective: Objective, tokens: TokenBatch, how: Pass
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """The objective's total, its metrics, and its derivatives by the fields that have one, each (tokens,)."""
+    """The objective's total, its metrics, and its derivatives by the fields that have one, each (tokens,).
+
+    Where its scope is the batch, every rank evaluates it on the tokens of all ranks and takes the derivatives by its
+    own; the total counts once.
+    """
+    shared = how.world.size > 1 and objective.separable == "batch"
+    own = slice(0, len(tokens.logps))
+    if shared:
+        tokens, own = join_ranks(tokens, how.world)
     given = {name: value for name in DIFFERENTIABLE if (value := getattr(tokens, name)) is not None}
     leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
-    loss = evaluate(objective, replace(tokens, **leaves), supply)
+    loss = evaluate(objective, replace(tokens, **leaves), how.supply)
     found = torch.autograd.grad(loss.total, list(leaves.values()), allow_unused=True)
     gradients = {
-        name: torch.zeros_like(leaf) if gradient is None else gradient
+        name: torch.zeros_like(leaf[own]) if gradient is None else gradient[own]
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
+    if shared and not how.world.main:
+        if how.supply.state is not None:
+            how.supply.state.discard()
+        return torch.zeros_like(loss.total), {}, gradients
     metrics = {name: value.detach() for name, value in loss.metrics.items()}
     return loss.total.detach(), metrics, gradients
 
@@ -191,21 +249,23 @@ def evaluate(objective: Objective, tokens: TokenBatch, supply: Supply) -> LossSu
     return objective(tokens, state=supply.state) if objective.stateful else objective(tokens)
 
 
-def _result(scored: Sequence[_Scored], batches: Sequence[MicroBatch], num_units: int) -> StepResult:
+def _result(scored: Sequence[_Scored], batches: Sequence[MicroBatch], num_units: int, how: Pass) -> StepResult:
     metrics: dict[str, Tensor] = {}
     for part in scored:
         for name, value in part.metrics.items():
             metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / num_units
-    hits = [part.found.top1_hit for part in scored]
+    none = torch.zeros(0, device=batches[0].targets.device)  # where every micro-batch of this rank is idle
+    hits = [part.found.top1_hit for part in scored if part.found.top1_hit is not None]
+    total = torch.stack([none.sum(), *(part.total for part in scored)]).sum()
     return StepResult(
-        loss=torch.stack([part.total for part in scored]).sum() / num_units,
+        loss=how.world.total(total) / num_units,
         grad_norm=torch.zeros(()),
-        logps=torch.cat([part.found.logps for part in scored]),
-        weights=-torch.cat([part.slopes for part in scored]),
+        logps=torch.cat([none, *(part.found.logps for part in scored)]),
+        weights=-torch.cat([none, *(part.slopes for part in scored)]),
         targets=torch.cat([batch.targets for batch in batches]),
         metrics=metrics,
         num_units=num_units,
-        top1_hit=None if any(hit is None for hit in hits) else torch.cat([hit for hit in hits if hit is not None]),
+        top1_hit=torch.cat([none, *hits]) if "top1_hit" in how.stats else None,
     )
 
 
@@ -225,10 +285,11 @@ def train_step(
         model: the wrapped model.
         optimizer: its optimizer.
         objective: the loss.
-        batches: the step's micro-batches.
+        batches: the step's micro-batches, this rank's share of them.
         lr: learning rate of this step.
         max_grad_norm: clip the gradient to this global L2 norm; None does not.
-        how: inputs, statistics and route; its state is committed when the weights have moved.
+        how: inputs, statistics, route and ranks; what they have written of its state is committed when the weights
+            have moved.
 
     Raises:
         NonFiniteError: the loss or the gradient is NaN or infinite; no weight has changed.
@@ -240,6 +301,8 @@ def train_step(
         parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
         if not torch.isfinite(result.loss + grad_norm):
             raise NonFiniteError(f"loss {result.loss.item():g}, gradient norm {grad_norm.item():g}")
     except BaseException:
@@ -252,5 +315,5 @@ def train_step(
         group["lr"] = lr
     optimizer.step()
     if state is not None:
-        state.commit()
+        state.commit(merge(how.world.gather(state.written)))
     return replace(result, grad_norm=grad_norm)

@@ -64,10 +64,13 @@ class Supply:
         names = stats | (STATISTICS & needs)
         reference = self._reference_scorer(batch) if "ref_kl" in needs else None
 
-        def score(scorer: Scorer) -> tuple[TokenStats, Tensor | None]:
-            return scorer.stats(names, route=route), None if reference is None else scorer.kl_from(reference)
+        def score(scorer: Scorer) -> tuple[TokenStats, Tensor | None, Tensor, Tensor | None]:
+            found = scorer.stats(names, route=route)
+            # Sharded weights are gathered for the backward by hooks on the tensors that a forward returns; they
+            # must be seen, and inside TokenStats they are not.
+            return found, None if reference is None else scorer.kl_from(reference), found.logps, found.entropy
 
-        found, ref_kl = model(batch, score)
+        found, ref_kl, *_ = model(batch, score)
         return found, fill(self.frame(objective, batch), found, needs, ref_kl)
 
     @torch.no_grad()
@@ -81,7 +84,7 @@ class Supply:
         needs = frozenset[str](objective.needs)
         tables = {"ref_logps": self.ref_logps, "old_logps": self.old_logps}
         inputs: dict[str, Tensor] = {
-            name: table.of(batch.example_ids).to(batch.targets.device)
+            name: (torch.zeros(0) if batch.is_idle else table.of(batch.example_ids)).to(batch.targets.device)
             for name, table in tables.items()
             if name in needs and table is not None
         }

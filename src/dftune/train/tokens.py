@@ -13,6 +13,7 @@ from dftune.data.batches import MicroBatch
 from dftune.objectives import TokenBatch
 from dftune.objectives.base import Scope
 from dftune.ops.token_logps import TokenStats
+from dftune.train.world import World
 
 OF_TOKENS = ("logps", "ref_logps", "old_logps", "entropy", "top_k_entropy", "sum_sq_probs", "ref_kl")
 OF_SEQUENCES = ("advantages", "is_chosen")
@@ -114,3 +115,19 @@ def join(parts: Sequence[TokenBatch]) -> TokenBatch:
 
 def _offsets(counts: Sequence[int]) -> list[int]:
     return [0, *accumulate(counts)]
+
+
+def join_ranks(tokens: TokenBatch, world: World) -> tuple[TokenBatch, slice]:
+    """The tokens of all ranks as one batch, without gradient, in the order of the ranks; and which are this rank's."""
+    num_own = len(tokens.logps)
+    if world.size == 1:
+        return tokens, slice(0, num_own)
+    parts = world.gather(_moved(tokens, torch.device("cpu")))
+    start = sum(len(part.logps) for part in parts[: world.rank])
+    return _moved(join(parts), tokens.logps.device), slice(start, start + num_own)
+
+
+def _moved(tokens: TokenBatch, device: torch.device) -> TokenBatch:
+    values = {field.name: getattr(tokens, field.name) for field in fields(TokenBatch)}
+    moved: dict[str, object] = {k: v.detach().to(device) for k, v in values.items() if isinstance(v, Tensor)}
+    return replace(tokens, **moved)  # type: ignore[arg-type]

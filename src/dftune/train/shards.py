@@ -1,0 +1,191 @@
+"""Parameters over ranks: sharded by FSDP2 or held whole by each, their gradients summed, gathered and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from dftune.train.config import DistributedConfig
+from dftune.train.model import ScoredModel
+from dftune.train.world import World
+
+_BUCKET_BYTES = 64 * 2**20
+
+
+def make_mesh(world: World, config: DistributedConfig, device: torch.device) -> DeviceMesh:
+    """The ranks as a line of shards, or as rows of shards of which each holds a whole model."""
+    if config.replicas == 1:
+        return init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
+    shape = (config.replicas, world.size // config.replicas)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(scored: ScoredModel, mesh: DeviceMesh, config: DistributedConfig, *, trained: bool = True) -> None:
+    """Divide the parameters among the ranks: FSDP2 on every transformer block, and on the wrapper as the root.
+
+    The wrapper's own parameters are the embedding, the last norm and the head. They stay whole from its forward to
+    its backward, so that the scorer sees the whole weight on every route, and its gradient goes back to the shards.
+    Gradients are summed over the ranks, not averaged. In bfloat16 the blocks compute on bfloat16 copies of the shards,
+    and gradients are reduced in float32.
+
+    Args:
+        scored: on any device; changed in place.
+        mesh: one dimension of shards, or replicas times shards.
+        config: when to give gathered blocks back, and where shards live.
+        trained: False for a frozen model whose head is used after its forward: it then stays whole.
+
+    Raises:
+        ValueError: the model's blocks are not known.
+    """
+    half = scored.precision != torch.float32
+    settings: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(scored.precision, torch.float32) if half else MixedPrecisionPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+        if config.cpu_offload
+        else OffloadPolicy(),
+    }
+    for block in blocks(scored.model):
+        fully_shard(block, reshard_after_forward=config.reshard_after_forward, **settings)
+    fully_shard(scored, reshard_after_forward=False, **settings)
+    for module in _sharded_modules(scored):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+        if hasattr(module, "set_reduce_scatter_unused_params"):  # from torch 2.13 on; experts that no token reached
+            module.set_reduce_scatter_unused_params(True)
+    scored.keep_whole = not trained
+    scored.register_forward_hook(_give_back)
+
+
+def blocks(model: Any) -> list[nn.Module]:
+    """The transformer blocks of a causal language model.
+
+    Raises:
+        ValueError: it does not name them.
+    """
+    names = set(model._no_split_modules or ())
+    found = [module for module in model.modules() if type(module).__name__ in names]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} does not say which of its modules are blocks, so it cannot be sharded. "
+            "Set distributed.strategy=ddp."
+        )
+    return found
+
+
+def _give_back(scored: ScoredModel, inputs: Any, output: Any) -> None:
+    """After a forward that no backward follows, nothing else would shard the root again."""
+    if not torch.is_grad_enabled() and not scored.keep_whole:
+        for module in _sharded_modules(scored):
+            module.reshard()
+
+
+def _sharded_modules(scored: nn.Module) -> list[FSDPModule]:
+    return [module for module in scored.modules() if isinstance(module, FSDPModule)]
+
+
+# --- Gradients -------------------------------------------------------------------------------------
+
+
+def backward_turns(model: nn.Module, num: int, *, each: bool) -> Iterator[None]:
+    """To be advanced before every backward pass of a step: sharded gradients are exchanged in the last, or in each."""
+    for turn in range(num):
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(each or turn == num - 1)
+        yield
+
+
+def sum_gradients(model: nn.Module, world: World) -> None:
+    """Add up the gradients of parameters that every rank holds whole, in buckets, once a step.
+
+    A parameter that had a gradient on no rank has none afterwards.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    present = world.sum(*(int(parameter.grad is not None) for parameter in trained))
+    gradients = []
+    for parameter, count in zip(trained, present, strict=True):
+        if count:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    pending = []
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in pending:
+        work.wait()
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
+    found: list[list[Tensor]] = []
+    room = 0
+    for gradient in gradients:
+        room -= gradient.nbytes
+        if not found or room < 0 or found[-1][0].dtype != gradient.dtype:
+            found.append([])
+            room = _BUCKET_BYTES - gradient.nbytes
+        found[-1].append(gradient)
+    return found
+
+
+def broadcast_weights(model: nn.Module) -> None:
+    """Every rank starts from the weights of rank 0."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor, src=0)
+
+
+# --- Whole tensors and shards ----------------------------------------------------------------------
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or the whole of which it is a shard; then every rank must call this."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    shards: Any = tensor.detach().to(tensor.device_mesh.device_type)
+    full: Tensor = shards.full_tensor()
+    return full
+
+
+def whole_on_main(tensors: Iterable[tuple[str, Tensor]], world: World) -> dict[str, Tensor]:
+    """Tensors by name, whole and on the CPU, on rank 0; nothing on the others. One at a time is on the device."""
+    found = {}
+    for name, tensor in tensors:
+        full = whole(tensor.detach())
+        if world.main:
+            found[name] = full.cpu().contiguous()
+    return found
+
+
+def part_of(full: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as ``like`` is held: on its device, and this rank's shard where ``like`` is sharded."""
+    if not isinstance(like, DTensor):
+        return full.to(like.device)
+    own = _own(full, like).to(like.to_local().device)
+    return DTensor.from_local(
+        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+@torch.no_grad()
+def put(full: Tensor, into: Tensor) -> None:
+    """Write a whole tensor into a parameter or buffer, or this rank's shard of it."""
+    if isinstance(into, DTensor):
+        into.to_local().copy_(_own(full, into))
+    else:
+        into.copy_(full)
+
+
+def _own(full: Tensor, like: DTensor) -> Tensor:
+    shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    return full[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
