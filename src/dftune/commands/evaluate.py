@@ -29,7 +29,10 @@ A killed evaluation is continued by the same command: completions that are there
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.epilog = EPILOG
+    from dftune.general.options import EPILOG as TASKS_EPILOG  # noqa: PLC0415
+    from dftune.general.options import add_task_arguments  # noqa: PLC0415
+
+    parser.epilog = f"{EPILOG}\n{TASKS_EPILOG}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run of dftune, one of its checkpoints, a Hugging Face folder, or a model id")
@@ -52,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--all-checkpoints", action="store_true", help="of a run: every checkpoint and the final model")
     add("--overwrite", action="store_true", help="throw away results that are there already")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1...")
+    add_task_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,6 +68,12 @@ def run(args: argparse.Namespace) -> int:
     plans = plan(args.model, args.output, step=args.step, all_checkpoints=args.all_checkpoints)
     config = configure(args, recipe_section(args.model))
     set_threads()
+    if args.tasks:
+        from dftune.general.options import run_tasks  # noqa: PLC0415
+
+        run_tasks(args, plans, config)
+        if not args.benchmarks:
+            return 0
     summaries: list[EvalSummary] = []
     for item in plans:
         summaries += evaluate(

@@ -48,7 +48,7 @@ class Results:
                 "Move it away, or replace it with --overwrite."
             )
         if before is not None:
-            self._check_same(before, settings)
+            check_same(self.path, before, settings)
             rows = read_jsonl(self.path, partial_last_line=True) if self.path.is_file() else []
             if rows and before["grader"] != settings["grader"]:
                 rows = [regrade(row) for row in rows]
@@ -56,16 +56,6 @@ class Results:
             self._remember(rows)
         self.settings = {**settings, "seconds": before["seconds"] if before else 0.0}
         write_json(self.settings_path, self.settings)
-
-    def _check_same(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        then, now = _flatten(before), _flatten(settings)
-        changed = [key for key in {**then, **now} if key not in _FREE and then.get(key) != now.get(key)]
-        if changed:
-            listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
-            raise ValueError(
-                f"{self.path} holds completions made with other settings:\n{listed}\n"
-                "Use the same ones to continue it, --overwrite to replace it, or another --output."
-            )
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add completions."""
@@ -87,6 +77,29 @@ class Results:
         if ordered != list(self.rows.values()) or not self.path.is_file():
             write_jsonl(self.path, ordered)
             self.rows = {(row["id"], row["sample"]): row for row in ordered}
+
+
+def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Compare the settings that results were made with to those asked for.
+
+    Raises:
+        ValueError: they would give other completions; each that differs is named.
+    """
+    then, now = _flatten(before), _flatten(settings)
+    changed = [key for key in {**then, **now} if key not in _FREE and then.get(key) != now.get(key)]
+    if changed:
+        listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
+        raise ValueError(
+            f"{path} holds completions made with other settings:\n{listed}\n"
+            "Use the same ones to continue it, --overwrite to replace it, or another --output."
+        )
+
+
+def score_of(row: Mapping[str, Any]) -> float | None:
+    """What a row counts for, from 0 to 1: its ``score`` where it has one, else its verdict; None where ungraded."""
+    if row.get("score") is not None:
+        return float(row["score"])
+    return None if row["verdict"] == "ungraded" else float(row["verdict"] == "correct")
 
 
 @dataclass(frozen=True)
@@ -133,8 +146,8 @@ def summarize(results: Results, tokens_per_s: float | None = None) -> EvalSummar
     rows = list(results.rows.values())
     graded: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if row["verdict"] != "ungraded":
-            graded[row["id"]].append(float(row["verdict"] == "correct"))
+        if (score := score_of(row)) is not None:
+            graded[row["id"]].append(score)
     num_graded = sum(map(len, graded.values()))
     scores = [[sum(verdicts) / len(verdicts)] for verdicts in graded.values()]
     estimate = accuracy_estimate(scores, num_completions=num_graded) if scores else None
@@ -175,17 +188,21 @@ def table(summaries: Sequence[EvalSummary]) -> str:
                 "-" if item.tokens_per_s is None else f"{item.tokens_per_s:,.0f}",
             ]
         )
+    lines = lay_out(rows, num_names=len(head) - 3)
+    return "\n".join([*lines, "", "completions:", *(f"  {item.completions}" for item in summaries)])
+
+
+def lay_out(rows: Sequence[Sequence[str]], num_names: int) -> list[str]:
+    """Lines of a table: the first row is its head; the first ``num_names`` columns stand to the left, numbers right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = len(head) - 3  # names to the left, numbers to the right
     lines = [
         "  ".join(
-            cell.ljust(width) if index < text else cell.rjust(width)
+            cell.ljust(width) if index < num_names else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, "", "completions:", *(f"  {item.completions}" for item in summaries)])
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -85,19 +85,13 @@ def evaluate(
         "engine": "local",
         "precision": dtype,
     }
-    _check_output(output, folder, model["fingerprint"])
+    check_output(output, folder, model["fingerprint"])
     jobs = [_Job.of(benchmark, shared, output / "evals" / f"step-{step}") for benchmark in loaded]
     for job in jobs:  # all of them before any work, so that a conflict does not appear after an hour
         if overwrite:
             job.results.delete()
         job.results.open(job.settings, _graded)
-    if not (output / "manifest.json").is_file():
-        manifest = describe_environment(device) | {
-            "model": {**model, "num_parameters": num_parameters(folder)},
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-            "prompt_format": _named(prompt_format),
-        }
-        _write_manifest(output, manifest)
+    begin_output(output, model, folder, tokenizer, device, prompt_format=_named(prompt_format))
 
     engine: LocalEngine | None = None
     for job in jobs:
@@ -306,7 +300,12 @@ def _named(prompt_format: PromptFormat) -> dict[str, str]:
     return {"name": prompt_format.name, "fingerprint": prompt_format.fingerprint}
 
 
-def _check_output(output: Path, folder: Path, fingerprint: str) -> None:
+def check_output(output: Path, folder: Path, fingerprint: str) -> None:
+    """Refuse a run folder that holds the evaluations of another model.
+
+    Raises:
+        ValueError: it does; says of which.
+    """
     if not (output / "manifest.json").is_file():
         return
     manifest = read_json(output / "manifest.json")
@@ -323,8 +322,33 @@ def _check_output(output: Path, folder: Path, fingerprint: str) -> None:
         )
 
 
-def _write_manifest(output: Path, manifest: Mapping[str, Any]) -> None:
+def begin_output(
+    output: Path,
+    model: Mapping[str, Any],
+    folder: Path,
+    tokenizer: Any,
+    device: str,
+    *,
+    prompt_format: Mapping[str, str] | None = None,
+) -> None:
+    """Write the manifest of a run folder of kind ``evaluate``, unless ``output`` has a manifest.
+
+    Args:
+        output: the run folder.
+        model: ``path`` and ``fingerprint`` of the model.
+        folder: where it lies.
+        tokenizer: its tokenizer.
+        device: computed on.
+        prompt_format: name and fingerprint, where dftune renders the prompts.
+    """
+    if (output / "manifest.json").is_file():
+        return
     name = check_name(output.resolve().name, "the output folder's name")
+    manifest = describe_environment(device) | {
+        "model": {**model, "num_parameters": num_parameters(folder)},
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "prompt_format": prompt_format,
+    }
     write_json(output / "manifest.json", {"name": name, "kind": "evaluate", **manifest, "seed": None})
 
 

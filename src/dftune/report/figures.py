@@ -285,7 +285,8 @@ def _outcomes(table: ResultTable, column: Column) -> Iterator[Figure]:
         key = Markup('<span class="key o-{}"></span>')
         caption = (
             "Share of all completions: wrong answers differ from the reference, in no answer none could be found, "
-            "truncated ones met the token limit, ungraded ones have no verdict and are left out of the accuracy."
+            "truncated ones met the token limit, scored ones count for a number between 0 and 1, ungraded ones have "
+            "no verdict and are left out of the accuracy."
         )
         yield Figure(title, svg, caption, tuple((key.format(name.replace(" ", "-")), name) for name in present))
 

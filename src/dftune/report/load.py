@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 import yaml
 
+from dftune.evaluate.results import score_of
 from dftune.files import read_json, read_jsonl
 
 Row = Mapping[str, Any]
-Outcome = Literal["correct", "wrong", "no answer", "truncated", "ungraded"]
-OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no answer", "truncated", "ungraded")
+Outcome = Literal["correct", "wrong", "no answer", "truncated", "scored", "ungraded"]
+OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "no answer", "truncated", "scored", "ungraded")
+_VERDICTS = ("correct", "incorrect", "scored", "ungraded")
 
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
@@ -44,7 +46,7 @@ class Evaluation:
 
     @property
     def protocol(self) -> str:
-        """``greedy`` or ``sample``."""
+        """``greedy``, ``sample`` or ``lm_eval``."""
         return str(self.settings["protocol"])
 
     @property
@@ -71,12 +73,12 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """Share of correct completions by problem id, over the graded ones; a problem without any is left out."""
-        graded: dict[str, list[bool]] = defaultdict(list)
+        """Mean score (share of correct completions) by problem id, over the graded ones; others are left out."""
+        graded: dict[str, list[float]] = defaultdict(list)
         for row in self.completions:
-            if row["verdict"] != "ungraded":
-                graded[str(row["id"])].append(row["verdict"] == "correct")
-        return {name: sum(verdicts) / len(verdicts) for name, verdicts in graded.items()}
+            if (score := score_of(row)) is not None:
+                graded[str(row["id"])].append(score)
+        return {name: sum(scores) / len(scores) for name, scores in graded.items()}
 
     @cached_property
     def outcomes(self) -> dict[Outcome, int]:
@@ -94,10 +96,9 @@ class Evaluation:
 
 def outcome(completion: Row) -> Outcome:
     """Why a completion counts as it does: an incorrect one is truncated, without an answer, or wrong."""
-    if completion["verdict"] == "correct":
-        return "correct"
-    if completion["verdict"] == "ungraded":
-        return "ungraded"
+    if completion["verdict"] in ("correct", "scored", "ungraded"):
+        named: Outcome = completion["verdict"]
+        return named
     if completion.get("finish_reason") == "length":
         return "truncated"
     return "no answer" if completion.get("answer") is None else "wrong"
@@ -270,10 +271,12 @@ def _read_evaluation(step: int, path: Path) -> Evaluation:
     completions = path.with_suffix(".jsonl")
     rows = read_jsonl(completions, partial_last_line=True) if completions.is_file() else []
     for number, row in enumerate(rows, 1):
-        if "id" not in row or row.get("verdict") not in ("correct", "incorrect", "ungraded"):
+        unscored = row.get("verdict") == "scored" and not isinstance(row.get("score"), int | float)
+        if "id" not in row or row.get("verdict") not in _VERDICTS or unscored:
             raise ValueError(
-                f"{completions}, row {number}: every completion needs an id and a verdict of correct, incorrect or "
-                f"ungraded; found id {row.get('id')!r}, verdict {row.get('verdict')!r}. `dftune grade` adds verdicts."
+                f"{completions}, row {number}: every completion needs an id and a verdict of correct, incorrect, "
+                f"ungraded or scored with a score; found id {row.get('id')!r}, verdict {row.get('verdict')!r}, score "
+                f"{row.get('score')!r}. `dftune grade` adds verdicts."
             )
     unique = {(str(row["id"]), row.get("sample", 0)): row for row in rows}
     return Evaluation(step, settings, tuple(unique.values()), num_repeated=len(rows) - len(unique))

@@ -16,6 +16,7 @@ from dftune.evaluate.metrics import (
     pool_spreads,
     seed_spread,
 )
+from dftune.evaluate.results import score_of
 from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
 from dftune.report.groups import group_runs, name_of_reference, reference_of
 from dftune.report.load import OUTCOMES, Evaluation, Outcome, Run
@@ -86,6 +87,11 @@ class Cell:
     def num_ungraded(self) -> int:
         """Completions without a verdict, which the accuracy leaves out."""
         return self.outcomes["ungraded"]
+
+    @property
+    def total_score(self) -> float:
+        """Sum of the scores; the number of correct completions where each is right or wrong."""
+        return sum(score_of(row) or 0.0 for evaluation in self.evaluations for row in evaluation.completions)
 
     @property
     def num_truncated(self) -> int:

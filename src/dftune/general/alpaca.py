@@ -1,0 +1,263 @@
+"""AlpacaEval: outputs from our engine, judged by `alpaca_eval`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dftune.data.hub import hub_reachable
+from dftune.data.prompts import PromptFormat
+from dftune.evaluate.config import EvaluateConfig
+from dftune.evaluate.results import Results, Row
+from dftune.evaluate.runner import check_protocol, choose_format, trained_format
+from dftune.files import fingerprint, read_json, read_jsonl, write_json, write_jsonl
+from dftune.general.judge import Judge, Judgement, JudgeOptions, read_judgement
+from dftune.general.subject import Subject, to_stderr
+from dftune.general.summary import TaskSummary, summarize_rows
+from dftune.general.tasks import ALPACA_EVAL
+from dftune.generate.base import Completion, Request, Sampling
+from dftune.progress import Progress
+
+_HUB = ("tatsu-lab/alpaca_eval", "alpaca_eval.json")
+_NOT_JUDGED = "not judged"
+_NEXT = "Then run the same `dftune evaluate` again; or judge by hand, and run it again to read the result:"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction: its id, its text, and the set it is from."""
+
+    id: str
+    text: str
+    dataset: str
+
+
+def load_instructions(path: Path | None, limit: int | None = None) -> list[Instruction]:
+    """Read instructions from a JSON or JSONL file, or AlpacaEval's own from the hub.
+
+    Args:
+        path: rows with ``instruction``, and where there is one ``dataset``; None for the hub's.
+        limit: only the first ones.
+
+    Raises:
+        ValueError: the file is missing or damaged, a row has no instruction, or one stands twice.
+    """
+    source = path or _fetch()
+    if not source.is_file():
+        raise ValueError(f"--instructions {source} is not there; give a JSON or JSONL file with `instruction` a row.")
+    rows = read_jsonl(source) if source.suffix == ".jsonl" else read_json(source)
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{source}: expected a list of objects with `instruction`.")
+    found: dict[str, Instruction] = {}
+    for index, row in enumerate(rows[:limit]):
+        text = row.get("instruction") if isinstance(row, Mapping) else None
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{source}, row {index}: no `instruction` that is a text.")
+        if text in found:
+            raise ValueError(f"{source}, row {index}: the same instruction as row {found[text].id}. Keep one of them.")
+        found[text] = Instruction(str(index), text, str(row.get("dataset") or source.stem))
+    return list(found.values())
+
+
+def evaluate_alpaca(
+    model: str,
+    config: EvaluateConfig,
+    output: Path,
+    *,
+    step: int,
+    instructions: Path | None = None,
+    limit: int | None = None,
+    judge: JudgeOptions | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    say: Callable[[str], None] = to_stderr,
+) -> TaskSummary:
+    """Let a model follow AlpacaEval's instructions, and have `alpaca_eval` judge the outputs where that can be done.
+
+    Writes ``output/evals/step-N/alpaca_eval.PROTOCOL.json(l)``, one row an instruction with the preference less one as
+    its score, and ``alpaca_eval/model_outputs.json`` beside them. Completions are saved as they are finished. Where
+    the judge cannot be called, the summary's advice says what to run; called again, this reads what came out.
+
+    Args:
+        model: folder of a Hugging Face checkpoint, or a model id of the hub.
+        config: protocol, sampling, prompt format.
+        output: a run folder.
+        step: optimizer steps of the model.
+        instructions: as `load_instructions` reads them.
+        limit: only the first instructions.
+        judge: who judges.
+        overwrite: throw away results that are there.
+        device: ``auto``, ``cpu``, ``cuda``...
+        dtype: of the weights.
+        say: told what a user should know.
+
+    Raises:
+        ValueError: the model, a setting or a file is wrong, results of other settings are there, or the judge failed.
+    """
+    sampled = check_protocol(config)
+    if config.num_samples != 1:
+        raise ValueError(f"AlpacaEval judges one output an instruction; found num_samples {config.num_samples}.")
+    asked = load_instructions(instructions, limit)
+    subject = Subject(model, output, step=step, device=device, dtype=dtype, batch_size=config.batch_size)
+    trained = trained_format(subject.folder)
+    prompt_format = choose_format(config, trained, subject.tokenizer, say)
+    results = Results(subject.results, ALPACA_EVAL, config.protocol)
+    outputs = subject.results / ALPACA_EVAL / "model_outputs.json"
+    name = f"{output.resolve().name}-step-{step}"
+    court = Judge(judge or JudgeOptions(), outputs, name, len(asked))
+    if overwrite:
+        results.delete()
+    settings = {
+        "benchmark": ALPACA_EVAL,
+        "protocol": config.protocol,
+        "benchmark_path": str(instructions or "/".join(_HUB)),
+        "benchmark_fingerprint": fingerprint([instruction.text for instruction in asked]),
+        "num_problems": len(asked),
+        "num_samples": 1,
+        **subject.settings,
+        "prompt_format": {"name": prompt_format.name, "fingerprint": prompt_format.fingerprint},
+        "trained_prompt_format": trained,
+        "sampling": {**sampled, "stop": list(prompt_format.stop)},
+        "grader": _NOT_JUDGED,
+    }
+    results.open(settings, lambda row: row)
+    subject.begin()
+    missing = [instruction for instruction in asked if (instruction.id, 0) not in results.rows]
+    if missing:
+        _complete(missing, results, subject, prompt_format, sampled)
+    results.finish([instruction.id for instruction in asked])
+    write_json(outputs, [_output(instruction, results, name) for instruction in asked])
+    return _judged(court, results, say)
+
+
+def _fetch() -> Path:
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415
+
+    repository, file = _HUB
+    try:
+        found = hf_hub_download(repository, file, repo_type="dataset", local_files_only=not hub_reachable())
+    except Exception as error:  # the hub's client has many errors
+        raise ValueError(
+            f"AlpacaEval's instructions could not be fetched ({repository}, {file}): "
+            f"{str(error).strip().partition(chr(10))[0]} Give a local copy with --instructions FILE."
+        ) from error
+    return Path(found)
+
+
+def _complete(
+    asked: Sequence[Instruction],
+    results: Results,
+    subject: Subject,
+    prompt_format: PromptFormat,
+    sampled: Mapping[str, Any],
+) -> None:
+    """Generate what is missing; every completion is saved as it is finished."""
+    by_id = {instruction.id: instruction for instruction in asked}
+    requests = [
+        Request(
+            instruction.id,
+            tuple(prompt_format.encode_prompt(subject.tokenizer, instruction.text)),
+            text=prompt_format.render(instruction.text),
+        )
+        for instruction in asked
+    ]
+    ends = subject.engine.end_token_ids | {prompt_format.end_token_id(subject.tokenizer)}
+    sampling = Sampling(**sampled, stop=prompt_format.stop, end_token_ids=ends)
+    done_before = len(results.rows)
+    started = time.monotonic()
+    with Progress(f"{ALPACA_EVAL} {results.settings['protocol']}", done_before + len(asked), done=done_before) as bar:
+
+        def save(completions: Sequence[Completion]) -> None:
+            results.append([_row(by_id[done.id], done, prompt_format) for done in completions])
+            bar.update(len(results.rows), "")
+
+        try:
+            subject.engine.generate(requests, sampling, save)
+        finally:
+            results.add_seconds(time.monotonic() - started)
+
+
+def _row(instruction: Instruction, done: Completion, prompt_format: PromptFormat) -> Row:
+    return {
+        "id": instruction.id,
+        "sample": 0,
+        "problem": instruction.text,
+        "target": None,
+        "prompt": prompt_format.render(instruction.text),
+        "completion": done.text,
+        "finish_reason": done.finish_reason,
+        "num_tokens": done.num_tokens,
+        "answer": None,
+        "subject": instruction.dataset,
+        **_scored(None),
+    }
+
+
+def _output(instruction: Instruction, results: Results, name: str) -> Row:
+    """One output as alpaca_eval reads it."""
+    return {
+        "instruction": instruction.text,
+        "output": results.rows[instruction.id, 0]["completion"].strip(),
+        "generator": name,
+        "dataset": instruction.dataset,
+        "datasplit": "eval",
+    }
+
+
+def _judged(judge: Judge, results: Results, say: Callable[[str], None]) -> TaskSummary:
+    """Take in the judgement that is there, or else call the judge, or else say how to."""
+    found = read_judgement(judge.folder, judge.name)
+    advice = ""
+    if found is None or not _covers(found, results):
+        found = None
+        if lacking := judge.lacks():
+            advice = f"{ALPACA_EVAL} is not judged: {lacking}.\n{_NEXT}\n  {judge.show()}"
+        else:
+            say(f"{judge.annotator} judges {len(results.rows)} outputs")
+            judge.call()
+            found = read_judgement(judge.folder, judge.name)
+    rows = [{**row, **_scored(None if found is None else _key(row), found)} for row in results.rows.values()]
+    write_jsonl(results.path, rows)
+    settings = dict(results.settings)
+    if found is not None:
+        settings["grader"] = f"alpaca_eval {found.version} {judge.annotator}"
+        settings["judge"] = {"annotator": judge.annotator, "reference": found.reference, **found.rates}
+    write_json(results.settings_path, settings)
+    return summarize_rows(
+        results.settings_path,
+        settings,
+        metric="win rate",
+        num_fewshot="0",
+        reported="-" if found is None else _rates(found),
+        advice=advice,
+    )
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return row["problem"], row["completion"].strip()
+
+
+def _covers(found: Judgement, results: Results) -> bool:
+    return all(_key(row) in found.preferences for row in results.rows.values())
+
+
+def _scored(key: tuple[str, str] | None, found: Judgement | None = None) -> Row:
+    """Verdict and score of a row; without a preference it is ungraded."""
+    preference = None if key is None or found is None else found.preferences.get(key)
+    if preference is None:
+        reason = _NOT_JUDGED if found is None else "the judge's answer could not be read"
+        return {"verdict": "ungraded", "score": None, "rule": None, "stage": None, "reason": reason}
+    reason = f"preference {preference:.3f}: 1 is the reference's output, 2 the model's"
+    return {"verdict": "scored", "score": preference - 1, "rule": ALPACA_EVAL, "stage": "preference", "reason": reason}
+
+
+def _rates(found: Judgement) -> str:
+    rates = found.rates
+    shown = f"{rates['win_rate']:.2f} ± {rates['standard_error']:.2f}"
+    if "length_controlled_winrate" in rates:
+        shown += f", length-controlled {rates['length_controlled_winrate']:.2f} ± {rates['lc_standard_error']:.2f}"
+    return shown
