@@ -14,7 +14,7 @@ from dftune.files import append_jsonl, read_json, read_jsonl, write_json, write_
 Row = dict[str, Any]
 
 # Where things lay, and what can be worked out again, make no other completions.
-_FREE = {"model", "benchmark_path", "trained_prompt_format", "grader", "seconds", "prompt_format.name"}
+_FREE = {"model", "benchmark_path", "trained_prompt_format", "grader", "judge", "seconds", "prompt_format.name"}
 
 
 class Results:
@@ -86,7 +86,8 @@ def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any
         ValueError: they would give other completions; each that differs is named.
     """
     then, now = _flatten(before), _flatten(settings)
-    changed = [key for key in {**then, **now} if key not in _FREE and then.get(key) != now.get(key)]
+    free = {key for key in {**then, **now} if key in _FREE or key.partition(".")[0] in _FREE}
+    changed = [key for key in {**then, **now} if key not in free and then.get(key) != now.get(key)]
     if changed:
         listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
         raise ValueError(

@@ -7,7 +7,7 @@ import logging
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -91,20 +91,13 @@ class Harness:
             ValueError: there is no such task, its data cannot be had, or it lacks the metric.
         """
         self.options = options
+        self._managers: dict[bool, Any] = {}
         with _quiet(), offline(not hub_reachable()):
             self._loaded = {task.name: self._load(task) for task in tasks}
         self._model: Any = None
 
     def _load(self, task: Task) -> Any:
-        manager = self._manager(task)
-        if task.harness_name not in manager.all_tasks:
-            near = difflib.get_close_matches(task.harness_name, manager.all_tasks, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them."
-            raise ValueError(f"lm_eval has no task {task.harness_name}; {hint} Your own: --include-path FOLDER.")
-        try:
-            loaded = manager.load([task.harness_name])
-        except Exception as error:  # data sets raise whatever their readers do
-            raise ValueError(f"task {task.harness_name} could not be loaded: {_reason(error)}") from error
+        loaded = self._find(task)
         for name, part in loaded["tasks"].items():
             if getattr(part, "UNSAFE_CODE", False):
                 raise ValueError(f"task {name} runs code that the model wrote; dftune does not run such tasks.")
@@ -117,15 +110,29 @@ class Harness:
             part.set_fewshot_seed(seed=SEEDS["fewshot"])
         return loaded
 
-    def _manager(self, task: Task) -> Any:
+    def _find(self, task: Task) -> Any:
+        """The task or group with its questions: from the user's folder, or from lm_eval's own tasks."""
+        name, folder = task.harness_name, self.options.include_path
+        if folder is not None:  # to read the index of all of lm_eval's own tasks takes seconds
+            own = self._manager(include_defaults=False)
+            with suppress(KeyError):  # a group may name tasks of lm_eval's own
+                if name in own.all_tasks:
+                    return _load_named(own, name)
+        every = self._manager(include_defaults=True)
+        if name not in every.all_tasks:
+            near = difflib.get_close_matches(name, every.all_tasks, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them."
+            raise ValueError(f"lm_eval has no task {name}; {hint} Your own: --include-path FOLDER.")
+        return _load_named(every, name)
+
+    def _manager(self, *, include_defaults: bool) -> Any:
         from lm_eval.tasks import TaskManager  # noqa: PLC0415
 
-        folder = self.options.include_path
-        if folder is not None:  # to read the index of all of lm_eval's own tasks takes seconds
-            own = TaskManager(include_path=str(folder), include_defaults=False)
-            if task.harness_name in own.all_subtasks:
-                return own
-        return TaskManager(include_path=None if folder is None else str(folder))
+        if include_defaults not in self._managers:
+            folder = self.options.include_path
+            path = None if folder is None else str(folder)
+            self._managers[include_defaults] = TaskManager(include_path=path, include_defaults=include_defaults)
+        return self._managers[include_defaults]
 
     def use(self, engine: LocalEngine) -> None:
         """Take the model that the tasks are for."""
@@ -214,6 +221,15 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         elif hasattr(value, "__float__"):
             plain[key] = float(value)
     return plain
+
+
+def _load_named(manager: Any, name: str) -> Any:
+    try:
+        return manager.load([name])
+    except KeyError:
+        raise
+    except Exception as error:  # data sets raise whatever their readers do
+        raise ValueError(f"task {name} could not be loaded: {_reason(error)}") from error
 
 
 def _check_metric(name: str, part: Any, wanted: str | None) -> None:

@@ -113,7 +113,8 @@ class Judge:
 
     def command(self) -> list[str]:
         """The call, with everything it writes beside the outputs."""
-        named = "/" not in self.annotator  # alpaca_eval then adds the name to the folder by itself
+        # A name of alpaca_eval's own, which it adds to the folder by itself.
+        named = "/" not in self.annotator and not Path(self.annotator).is_dir()
         annotator = self.annotator if named else str(Path(self.annotator).resolve())
         options = {
             "model_outputs": self.outputs,
