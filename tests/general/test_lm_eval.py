@@ -156,6 +156,25 @@ def test_the_command_runs_tasks_on_a_run_and_prints_the_table(likes_a, tasks, tm
     assert read_run(Path("out")).evaluations[0].complete
 
 
+def test_tasks_and_benchmarks_of_a_training_run_go_into_its_folder_in_one_command(tasks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/mine")
+    save_chain(folder / "model", LIKES_A)
+    (folder / "manifest.json").write_text(json.dumps({"name": "mine", "kind": "train"}))
+    (folder / "events.jsonl").write_text('{"kind": "train", "step": 5, "time": 0.0}\n')
+    Path("seven.jsonl").write_text('{"id": "s", "problem": "3+4=", "answer": "7"}\n')
+    command = ["evaluate", "runs/mine", "--tasks", "letters", "--include-path", "tasks"]
+    assert main([*command, "--benchmarks", "seven.jsonl", "--max-tokens", "2"]) == 0
+    written = sorted(path.name for path in (folder / "evals" / "step-5").glob("*.json"))
+    assert written == ["letters.lm_eval.json", "seven.greedy.json"]
+    evaluations = read_run(folder).evaluations
+    assert [(one.benchmark, one.step, one.complete) for one in evaluations] == [
+        ("letters", 5, True),
+        ("seven", 5, True),
+    ]
+    assert "letters" in capsys.readouterr().out
+
+
 def test_regrading_leaves_results_of_lm_eval_alone(likes_a, tasks, tmp_path, capsys):
     run(likes_a, ["sums"], tmp_path / "out", tasks)
     path = tmp_path / "out/evals/step-0/sums.lm_eval.jsonl"
@@ -182,6 +201,13 @@ def test_mistakes_are_told_before_anything_is_run(likes_a, tasks, tmp_path, name
 def test_a_chat_template_that_is_not_there_is_refused(likes_a, tasks, tmp_path):
     with pytest.raises(ValueError, match="has no chat template"):
         run(likes_a, ["letters"], tmp_path / "out", tasks, chat_template=True)
+
+
+def test_a_context_too_short_for_the_answers_is_an_error_of_one_line(likes_a, tasks, tmp_path):
+    text = (tasks / "sums.yaml").read_text()
+    (tasks / "sums.yaml").write_text(text.replace("max_gen_toks: 4", "max_gen_toks: 64"))
+    with pytest.raises(ValueError, match=r"lm_eval cannot run sums on this model: .*maximum sequence length \(64\)"):
+        run(likes_a, ["sums"], tmp_path / "out", tasks)
 
 
 def test_missing_data_is_told_before_the_model_is_loaded(likes_a, tasks, tmp_path):

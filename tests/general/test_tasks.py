@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dftune.files import jsonl_line
 from dftune.general import harness
 from dftune.general.harness import HarnessOptions, harness_version, task_files_fingerprint
 from dftune.general.samples import choose_metric, make_rows, metric_keys
@@ -90,6 +92,23 @@ def test_what_is_no_score_leaves_the_question_ungraded_and_is_kept():
     rows = make_rows(samples, "perplexity,none", {})
     assert [(row["verdict"], row["score"]) for row in rows] == [("ungraded", None), ("ungraded", None)]
     assert [row["metrics"] for row in rows] == [{"perplexity": 12.5}, {"perplexity": None}]
+
+
+def test_a_choice_that_the_model_rules_out_has_no_log_probability():
+    asked = sample(0, acc=1.0) | {"arguments": [("q", " yes"), ("q", " no")], "target": 0}
+    asked |= {"filtered_resps": [(-0.5, True), (float("-inf"), False)]}
+    (row,) = make_rows({"a": [asked]}, "acc,none", {"a": {"output_type": "multiple_choice"}})
+    assert row["choices"] == [{"text": "yes", "logp": -0.5}, {"text": "no", "logp": None}]
+    assert (row["answer"], row["target"], row["verdict"]) == ("yes", "yes", "correct")
+    assert json.loads(jsonl_line(row)) == row
+
+
+def test_the_normalised_choice_is_the_likeliest_by_character():
+    asked = sample(0, acc_norm=1.0) | {"arguments": [("q", " abcdefgh"), ("q", " xy")], "target": 0}
+    asked |= {"filtered_resps": [(-8.0, False), (-4.0, False)]}  # -1 a character against -2
+    config = {"a": {"output_type": "multiple_choice", "target_delimiter": " "}}
+    (row,) = make_rows({"a": [asked]}, "acc_norm,none", config)
+    assert row["answer"] == "abcdefgh"
 
 
 def test_without_lm_eval_one_line_says_what_to_install(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,11 +172,10 @@ class Harness:
                 f"the device has too little memory for batches of {self.options.batch_size} prompts of {task.name}. "
                 "Lower --batch-size; tasks that are done are kept."
             ) from error
+        except AssertionError as error:  # how lm_eval says, among others, that the context is too short
+            raise ValueError(f"lm_eval cannot run {task.name} on this model: {error}") from error
         except ImportError as error:
-            raise ValueError(
-                f"task {task.name} needs a package that is not installed ({error}). "
-                "lm_eval names it as an extra where it has one: pip install 'lm-eval[ifeval]', for example."
-            ) from error
+            raise ValueError(_missing(task.harness_name, error)) from error
         return _outcome(task, results)
 
 
@@ -218,7 +218,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, str | bool | int):
             plain[key] = value
-        elif hasattr(value, "__float__"):
+        elif hasattr(value, "__float__") and math.isfinite(float(value)):
             plain[key] = float(value)
     return plain
 
@@ -228,8 +228,14 @@ def _load_named(manager: Any, name: str) -> Any:
         return manager.load([name])
     except KeyError:
         raise
+    except ImportError as error:
+        raise ValueError(_missing(name, error)) from error
     except Exception as error:  # data sets raise whatever their readers do
-        raise ValueError(f"task {name} could not be loaded: {_reason(error)}") from error
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ValueError(
+            f"task {name} could not be loaded: {type(error).__name__}: {reason}. "
+            "Without a network its data must be local, or in the cache of datasets already."
+        ) from error
 
 
 def _check_metric(name: str, part: Any, wanted: str | None) -> None:
@@ -239,11 +245,11 @@ def _check_metric(name: str, part: Any, wanted: str | None) -> None:
         raise ValueError(f"task {name} has no metric {wanted}; it has {', '.join(known)}.")
 
 
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, ImportError):
-        return f"{text}. Install the package it names."
-    return f"{type(error).__name__}: {text}. Without a network its data must be in the cache of datasets already."
+def _missing(name: str, error: ImportError) -> str:
+    return (
+        f"task {name} needs a package that is not installed ({error}). "
+        f"lm_eval has an extra for many such tasks: pip install 'lm-eval[{name}]'."
+    )
 
 
 def _seed() -> None:

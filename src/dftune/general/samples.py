@@ -135,7 +135,7 @@ def _texts(sample: Mapping[str, Any], key: str, config: Mapping[str, Any]) -> Ro
     if isinstance(right, int) and 0 <= right < len(options):
         shown["target"] = options[right]
     chosen = options[_likeliest(logps, [continuation for _, continuation in asked], key, config)]
-    choices = [{"text": text, "logp": logp} for text, logp in zip(options, logps, strict=True)]
+    choices = [{"text": text, "logp": _number(logp)} for text, logp in zip(options, logps, strict=True)]
     return {**shown, "completion": chosen, "answer": chosen, "choices": choices}
 
 
