@@ -143,6 +143,15 @@ def test_only_missing_outputs_are_made(here, likes_a, monkeypatch):
     assert [row["completion"].startswith("kept") for row in rows()] == [True, False, False]
 
 
+def test_other_instructions_are_refused_until_overwritten(here, likes_a, capsys):
+    main(command(likes_a))
+    Path("asked.jsonl").write_text('{"instruction": "Another:"}\n')
+    assert main(command(likes_a)) == 2
+    assert "instructions: " in capsys.readouterr().err
+    assert main(command(likes_a, "--overwrite")) == 0
+    assert [row["problem"] for row in rows()] == ["Another:"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

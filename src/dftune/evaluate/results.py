@@ -14,7 +14,7 @@ from dftune.files import append_jsonl, read_json, read_jsonl, write_json, write_
 Row = dict[str, Any]
 
 # Where things lay, and what can be worked out again, make no other completions.
-_FREE = {"model", "benchmark_path", "trained_prompt_format", "grader", "judge", "seconds", "prompt_format.name"}
+_FREE = {"model", "benchmark_path", "trained_prompt_format", "grader", "seconds", "prompt_format.name"}
 
 
 class Results:
@@ -86,21 +86,13 @@ def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any
         ValueError: they would give other completions; each that differs is named.
     """
     then, now = _flatten(before), _flatten(settings)
-    free = {key for key in {**then, **now} if key in _FREE or key.partition(".")[0] in _FREE}
-    changed = [key for key in {**then, **now} if key not in free and then.get(key) != now.get(key)]
+    changed = [key for key in {**then, **now} if key not in _FREE and then.get(key) != now.get(key)]
     if changed:
         listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
         raise ValueError(
             f"{path} holds completions made with other settings:\n{listed}\n"
             "Use the same ones to continue it, --overwrite to replace it, or another --output."
         )
-
-
-def score_of(row: Mapping[str, Any]) -> float | None:
-    """What a row counts for, from 0 to 1: its ``score`` where it has one, else its verdict; None where ungraded."""
-    if row.get("score") is not None:
-        return float(row["score"])
-    return None if row["verdict"] == "ungraded" else float(row["verdict"] == "correct")
 
 
 @dataclass(frozen=True)
@@ -147,8 +139,8 @@ def summarize(results: Results, tokens_per_s: float | None = None) -> EvalSummar
     rows = list(results.rows.values())
     graded: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if (score := score_of(row)) is not None:
-            graded[row["id"]].append(score)
+        if row["verdict"] != "ungraded":
+            graded[row["id"]].append(float(row["verdict"] == "correct"))
     num_graded = sum(map(len, graded.values()))
     scores = [[sum(verdicts) / len(verdicts)] for verdicts in graded.values()]
     estimate = accuracy_estimate(scores, num_completions=num_graded) if scores else None

@@ -11,10 +11,10 @@ from typing import Any
 from dftune.data.hub import hub_reachable
 from dftune.data.prompts import PromptFormat
 from dftune.evaluate.config import EvaluateConfig
-from dftune.evaluate.results import Results, Row
 from dftune.evaluate.runner import check_protocol, choose_format, trained_format
-from dftune.files import fingerprint, read_json, read_jsonl, write_json, write_jsonl
+from dftune.files import fingerprint, read_json, read_jsonl, write_json
 from dftune.general.judge import Judge, Judgement, JudgeOptions, read_judgement
+from dftune.general.outputs import Outputs, Row
 from dftune.general.subject import Subject, to_stderr
 from dftune.general.summary import TaskSummary, summarize_rows
 from dftune.general.tasks import ALPACA_EVAL
@@ -105,17 +105,16 @@ def evaluate_alpaca(
     subject = Subject(model, output, step=step, device=device, dtype=dtype, batch_size=config.batch_size)
     trained = trained_format(subject.folder)
     prompt_format = choose_format(config, trained, subject.tokenizer, say)
-    results = Results(subject.results, ALPACA_EVAL, config.protocol)
     outputs = subject.results / ALPACA_EVAL / "model_outputs.json"
     name = f"{output.resolve().name}-step-{step}"
     court = Judge(judge or JudgeOptions(), outputs, name, len(asked))
-    if overwrite:
-        results.delete()
+    asked_for = fingerprint([instruction.text for instruction in asked])
     settings = {
         "benchmark": ALPACA_EVAL,
         "protocol": config.protocol,
         "benchmark_path": str(instructions or "/".join(_HUB)),
-        "benchmark_fingerprint": fingerprint([instruction.text for instruction in asked]),
+        "benchmark_fingerprint": asked_for,
+        "instructions": asked_for,
         "num_problems": len(asked),
         "num_samples": 1,
         **subject.settings,
@@ -124,14 +123,15 @@ def evaluate_alpaca(
         "sampling": {**sampled, "stop": list(prompt_format.stop)},
         "grader": _NOT_JUDGED,
     }
-    results.open(settings, lambda row: row)
+    results = Outputs(subject.results / f"{ALPACA_EVAL}.{config.protocol}.json", settings, overwrite=overwrite)
     subject.begin()
-    missing = [instruction for instruction in asked if (instruction.id, 0) not in results.rows]
+    missing = [instruction for instruction in asked if instruction.id not in results.rows]
     if missing:
         _complete(missing, results, subject, prompt_format, sampled)
-    results.finish([instruction.id for instruction in asked])
     write_json(outputs, [_output(instruction, results, name) for instruction in asked])
-    return _judged(court, results, say)
+    made = [results.rows[instruction.id] for instruction in asked]
+    results.replace(made)  # in the order of the instructions; they were saved in the order in which they ended
+    return _judged(court, results, made, say)
 
 
 def _fetch() -> Path:
@@ -150,7 +150,7 @@ def _fetch() -> Path:
 
 def _complete(
     asked: Sequence[Instruction],
-    results: Results,
+    results: Outputs,
     subject: Subject,
     prompt_format: PromptFormat,
     sampled: Mapping[str, Any],
@@ -178,7 +178,7 @@ def _complete(
         try:
             subject.engine.generate(requests, sampling, save)
         finally:
-            results.add_seconds(time.monotonic() - started)
+            results.settings["seconds"] = round(results.settings["seconds"] + time.monotonic() - started, 3)
 
 
 def _row(instruction: Instruction, done: Completion, prompt_format: PromptFormat) -> Row:
@@ -197,39 +197,37 @@ def _row(instruction: Instruction, done: Completion, prompt_format: PromptFormat
     }
 
 
-def _output(instruction: Instruction, results: Results, name: str) -> Row:
+def _output(instruction: Instruction, results: Outputs, name: str) -> Row:
     """One output as alpaca_eval reads it."""
     return {
         "instruction": instruction.text,
-        "output": results.rows[instruction.id, 0]["completion"].strip(),
+        "output": results.rows[instruction.id]["completion"].strip(),
         "generator": name,
         "dataset": instruction.dataset,
         "datasplit": "eval",
     }
 
 
-def _judged(judge: Judge, results: Results, say: Callable[[str], None]) -> TaskSummary:
+def _judged(judge: Judge, results: Outputs, made: Sequence[Row], say: Callable[[str], None]) -> TaskSummary:
     """Take in the judgement that is there, or else call the judge, or else say how to."""
     found = read_judgement(judge.folder, judge.name)
     advice = ""
-    if found is None or not _covers(found, results):
+    if found is None or not _covers(found, made):
         found = None
         if lacking := judge.lacks():
             advice = f"{ALPACA_EVAL} is not judged: {lacking}.\n{_NEXT}\n  {judge.show()}"
         else:
-            say(f"{judge.annotator} judges {len(results.rows)} outputs")
+            say(f"{judge.annotator} judges {len(made)} outputs")
             judge.call()
             found = read_judgement(judge.folder, judge.name)
-    rows = [{**row, **_scored(None if found is None else _key(row), found)} for row in results.rows.values()]
-    write_jsonl(results.path, rows)
-    settings = dict(results.settings)
+    judged: dict[str, Any] = {"grader": _NOT_JUDGED}
     if found is not None:
-        settings["grader"] = f"alpaca_eval {found.version} {judge.annotator}"
-        settings["judge"] = {"annotator": judge.annotator, "reference": found.reference, **found.rates}
-    write_json(results.settings_path, settings)
+        judged["grader"] = f"alpaca_eval {found.version} {judge.annotator}"
+        judged["judge"] = {"annotator": judge.annotator, "reference": found.reference, **found.rates}
+    results.replace([{**row, **_scored(None if found is None else _key(row), found)} for row in made], judged)
     return summarize_rows(
-        results.settings_path,
-        settings,
+        results.path,
+        results.settings,
         metric="win rate",
         num_fewshot="0",
         reported="-" if found is None else _rates(found),
@@ -241,8 +239,8 @@ def _key(row: Row) -> tuple[str, str]:
     return row["problem"], row["completion"].strip()
 
 
-def _covers(found: Judgement, results: Results) -> bool:
-    return all(_key(row) in found.preferences for row in results.rows.values())
+def _covers(found: Judgement, made: Sequence[Row]) -> bool:
+    return all(_key(row) in found.preferences for row in made)
 
 
 def _scored(key: tuple[str, str] | None, found: Judgement | None = None) -> Row:

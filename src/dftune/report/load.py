@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from dftune.evaluate.results import score_of
+from dftune.evaluate.scores import score_of
 from dftune.files import read_json, read_jsonl
 
 Row = Mapping[str, Any]

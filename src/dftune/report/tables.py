@@ -16,7 +16,7 @@ from dftune.evaluate.metrics import (
     pool_spreads,
     seed_spread,
 )
-from dftune.evaluate.results import score_of
+from dftune.evaluate.scores import score_of
 from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
 from dftune.report.groups import group_runs, name_of_reference, reference_of
 from dftune.report.load import OUTCOMES, Evaluation, Outcome, Run
