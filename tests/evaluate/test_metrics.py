@@ -16,9 +16,8 @@ from dftune.evaluate.metrics import (
     pool_spreads,
     seed_spread,
     sign_flip_p_value,
-    student_t_quantile,
-    wilson_interval,
 )
+from dftune.evaluate.quantiles import student_t_quantile, wilson_interval
 
 
 @pytest.mark.parametrize(

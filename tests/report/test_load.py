@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dftune.files import append_jsonl
-from dftune.report.load import Evaluation, find_runs, outcome, read_run
+from dftune.report.load import Evaluation, find_runs, read_run
 from tests.report.conftest import verdict_rows, write_base_run, write_evaluation, write_manifest, write_training_run
 
 
@@ -149,20 +149,6 @@ def test_an_evaluation_with_fewer_lines_than_promised_is_incomplete() -> None:
     assert not evaluation("101", num_problems=4).complete
 
 
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"verdict": "correct", "finish_reason": "length"}, "correct"),
-        ({"verdict": "incorrect", "answer": "3", "finish_reason": "stop"}, "wrong"),
-        ({"verdict": "incorrect", "answer": None, "finish_reason": "stop"}, "no answer"),
-        ({"verdict": "incorrect", "answer": "3", "finish_reason": "length"}, "truncated"),
-        ({"verdict": "ungraded", "answer": None, "finish_reason": "length"}, "ungraded"),
-    ],
-)
-def test_outcomes_tell_wrong_missing_truncated_and_ungraded_apart(row: dict[str, object], expected: str) -> None:
-    assert outcome(row) == expected
-
-
 def test_a_score_under_another_prompt_format_is_known_and_an_unknown_format_is_not_blamed() -> None:
     plain, chat = {"name": "plain", "fingerprint": "a"}, {"name": "chat", "fingerprint": "b"}
     assert evaluation("1", prompt_format=chat, trained_prompt_format=plain).format_differs
@@ -175,7 +161,6 @@ def test_a_score_between_zero_and_one_counts_for_itself() -> None:
     described = {"benchmark": "b", "protocol": "lm_eval", "num_problems": 2, "num_samples": 1}
     found = Evaluation(1, described, tuple(rows))
     assert found.scores == {"a": 0.25}
-    assert (found.outcomes["scored"], found.outcomes["ungraded"]) == (1, 1)
 
 
 def test_a_scored_row_without_its_score_is_an_error_with_its_number(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dftune.evaluate.metrics import wilson_interval
+from dftune.evaluate.quantiles import wilson_interval
 from dftune.files import fingerprint, write_text
 from dftune.report.groups import group_runs, reference_of
 from dftune.report.load import Run, find_runs, read_run

@@ -1,50 +1,17 @@
-"""Statistics of graded completions."""
+"""Estimates over questions, clusters of questions and training seeds.
+
+Every interval speaks of the super-population: new questions like these, of which the benchmark is a sample. What is
+said of the benchmark itself, asked again, is the sampling part that `dftune.evaluate.questions` splits off.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
-from statistics import NormalDist
 
-
-def wilson_interval(num_correct: int, num_total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion.
-
-    With ``p = num_correct / n`` and ``z`` the normal quantile of ``(1 + confidence) / 2``, the interval is
-
-        (p + z^2 / 2n  -+  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-
-    It stays inside [0, 1] and has a sensible width at 0 and at 1, where the textbook ``p +- z s.e.`` has none.
-
-    Args:
-        num_correct: successes, 0 to ``num_total``.
-        num_total: independent trials; 0 gives (0, 1), since nothing is known.
-        confidence: coverage, strictly between 0 and 1.
-
-    Wilson 1927, JASA 22(158).
-    """
-    if not 0 <= num_correct <= num_total:
-        raise ValueError(
-            f"num_correct={num_correct} of num_total={num_total} is not a proportion. "
-            "Pass 0 <= num_correct <= num_total."
-        )
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence={confidence} is outside (0, 1). Pass for example 0.95.")
-    if num_total == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
-    p = num_correct / num_total
-    centre = p + z * z / (2 * num_total)
-    half_width = z * sqrt(p * (1.0 - p) / num_total + z * z / (4 * num_total**2))
-    scale = 1.0 + z * z / num_total
-    low = 0.0 if num_correct == 0 else max(0.0, (centre - half_width) / scale)
-    high = 1.0 if num_correct == num_total else min(1.0, (centre + half_width) / scale)
-    return low, high
-
-
-# --- Several questions, several seeds ---------------------------------------------------------------
+from dftune.evaluate.quantiles import satterthwaite_degrees, student_t_quantile, wilson_at, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -86,6 +53,11 @@ class Difference(Estimate):
         if self.p_value >= 0.05 or self.low <= 0.0 <= self.high:
             return 0
         return 1 if self.mean > 0 else -1
+
+    @property
+    def word(self) -> str:
+        """The finding: ``better``, ``worse`` or ``cannot tell``."""
+        return ("cannot tell", "better", "worse")[self.sign]
 
 
 @dataclass(frozen=True)
@@ -138,6 +110,7 @@ def accuracy_estimate(
     num_completions: int | None = None,
     confidence: float = 0.95,
     pooled: Spread | None = None,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Estimate:
     """Mean accuracy with an interval that answers for new questions and new training seeds.
 
@@ -173,6 +146,8 @@ def accuracy_estimate(
         num_completions: how many completions the shares rest on; default, one a question and seed.
         confidence: of the interval.
         pooled: spread between seeds over all conditions (`pool_spreads`), this one among them.
+        clusters: name of each question's cluster, where questions come in groups (from one source text, say) that
+            are not independent; the first term is then that of `variance_of_mean`.
 
     Raises:
         ValueError: there is no question.
@@ -180,16 +155,17 @@ def accuracy_estimate(
     num_questions, num_seeds = _shape(scores)
     num_completions = num_completions or num_questions * num_seeds
     mean = _mean([_mean(row) for row in scores])
-    if num_seeds == 1 and num_completions == num_questions:
+    if num_seeds == 1 and num_completions == num_questions and clusters is None:
         low, high = wilson_interval(round(mean * num_questions), num_questions, confidence)
         standard_error = math.sqrt(mean * (1 - mean) / num_questions)
         return Estimate(mean, low, high, standard_error, num_questions, num_seeds)
-    parts = _variance_parts(scores, pooled)
+    parts = _variance_parts(scores, pooled, clusters)
     variance = sum(part for part, _ in parts)
-    # Without any spread (all right, say) they are worth one answer a question; never more than the completions.
-    effective = min(mean * (1 - mean) / variance, num_completions) if variance > 0 else num_questions
-    quantile = student_t_quantile((1 + confidence) / 2, _satterthwaite(parts))
-    low, high = _wilson(mean, effective, quantile)
+    num_units = num_questions if clusters is None else len(set(clusters))
+    # Without any spread (all right, say) they are worth one answer a unit; never more than the completions.
+    effective = min(mean * (1 - mean) / variance, num_completions) if variance > 0 else num_units
+    quantile = student_t_quantile((1 + confidence) / 2, satterthwaite_degrees(parts))
+    low, high = wilson_at(mean, effective, quantile)
     return Estimate(mean, low, high, math.sqrt(variance), num_questions, num_seeds)
 
 
@@ -200,6 +176,7 @@ def paired_difference(
     seeds_match: bool,
     confidence: float = 0.95,
     pooled: Spread | None = None,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Difference:
     """Mean of ``scores - reference`` on the same questions, with interval, test and power.
 
@@ -221,6 +198,7 @@ def paired_difference(
         pooled: spread between seeds, treated as in `accuracy_estimate`: of the difference of seed means where seeds
             match (`seed_spread` of the matched differences, pooled over comparisons), of seed means where they do
             not or where the reference is one fixed model.
+        clusters: name of each question's cluster; clusters then vary, and have their sign flipped, as a whole.
 
     Raises:
         ValueError: the numbers of questions differ, or seeds that should match do not.
@@ -232,18 +210,20 @@ def paired_difference(
     if seeds_match and num_reference_seeds not in (1, num_seeds):
         raise ValueError(f"{num_seeds} and {num_reference_seeds} seeds cannot be matched; pass seeds_match=False.")
     by_question = [_mean(ours) - _mean(theirs) for ours, theirs in zip(scores, reference, strict=True)]
+    # The two pseudo-questions are two more clusters.
+    names = None if clusters is None else [*((name,) for name in clusters), True, False]
     if seeds_match:
         theirs = [list(row) * num_seeds if num_reference_seeds == 1 else row for row in reference]
         rows = matched_differences(scores, theirs)
-        parts = _variance_parts([*rows, [1.0] * num_seeds, [-1.0] * num_seeds], pooled)
+        parts = _variance_parts([*rows, [1.0] * num_seeds, [-1.0] * num_seeds], pooled, names)
     else:
         questions = [[value] for value in [*by_question, 1.0, -1.0]]
         sides = [part for side in (scores, reference) for part in _variance_parts(side, pooled)[1:]]
         if pooled is not None and sides:  # both sides lean on the same variance: one part, not two
             sides = [(sum(part for part, _ in sides), min(degrees for _, degrees in sides))]
-        parts = [*_variance_parts(questions), *sides]
+        parts = [*_variance_parts(questions, None, names), *sides]
     standard_error = math.sqrt(sum(part for part, _ in parts))
-    degrees = _satterthwaite(parts)
+    degrees = satterthwaite_degrees(parts)
     centre = sum(by_question) / (num_questions + 2)
     reach = student_t_quantile((1 + confidence) / 2, degrees) * standard_error
     return Difference(
@@ -253,7 +233,7 @@ def paired_difference(
         standard_error=standard_error,
         num_questions=num_questions,
         num_seeds=num_seeds,
-        p_value=sign_flip_p_value(by_question),
+        p_value=sign_flip_p_value(by_question if clusters is None else _cluster_sums(by_question, clusters)),
         detectable=detectable_difference(standard_error, degrees),
     )
 
@@ -293,75 +273,57 @@ def detectable_difference(standard_error: float, degrees: float, power: float = 
     return quantiles * standard_error
 
 
-def student_t_quantile(probability: float, degrees: float) -> float:
-    """The value that a Student t variable with ``degrees`` (fractions allowed) stays below with ``probability``.
+def variance_of_mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> tuple[float, float]:
+    """Squared standard error of a mean over questions, and its degrees of freedom.
 
-    Bisection on the distribution function ``1 - I_x(degrees/2, 1/2) / 2`` at ``x = degrees / (degrees + t^2)``.
+    Without clusters it is ``sum_q (y_q - y)^2 / (Q (Q - 1))`` with Q - 1 degrees. With clusters of n_g questions,
+
+        V = sum_g e_g^2 / (1 - n_g / Q) / Q^2,   e_g = sum_(q in g) (y_q - y)
+
+    the bias-reduced cluster-robust variance (CR2: Bell and McCaffrey 2002, Survey Methodology 28(2)) of a mean, which
+    is the same thing where every question is a cluster of its own. Its degrees are ``(sum n_g^2)^2 / sum n_g^4 - 1``,
+    Satterthwaite's for clusters that vary as a whole: G - 1 for G clusters of one size, fewer where sizes differ.
+    A single cluster is worth a single trial: ``y (1 - y)``, one degree.
+
+    Args:
+        values: one a question, in [0, 1] or, for differences, [-1, 1].
+        clusters: name of each question's cluster.
     """
-    if probability < 0.5:
-        return -student_t_quantile(1 - probability, degrees)
-    if degrees > 1e6:
-        return NormalDist().inv_cdf(probability)
-    low, high = 0.0, 1.0
-    while _student_t_cdf(high, degrees) < probability:
-        low, high = high, 2 * high
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_t_cdf(middle, degrees) < probability else (low, middle)
-    return (low + high) / 2
+    num = len(values)
+    if clusters is None:
+        return _variance(values) / num, float(max(num - 1, 1))
+    mean = _mean(values)
+    residuals: dict[Hashable, float] = defaultdict(float)
+    sizes: dict[Hashable, int] = defaultdict(int)
+    for value, name in zip(values, clusters, strict=True):
+        residuals[name] += value - mean
+        sizes[name] += 1
+    if len(sizes) == 1:
+        return max(mean * (1 - mean), 0.0), 1.0
+    variance = math.fsum(residuals[name] ** 2 / (1 - size / num) for name, size in sizes.items()) / num**2
+    degrees = sum(size**2 for size in sizes.values()) ** 2 / sum(size**4 for size in sizes.values()) - 1
+    return variance, max(degrees, 1.0)
 
 
-def _student_t_cdf(t: float, degrees: float) -> float:
-    return 1 - _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
+def _cluster_sums(values: Sequence[float], clusters: Sequence[Hashable]) -> list[float]:
+    sums: dict[Hashable, float] = defaultdict(float)
+    for value, name in zip(values, clusters, strict=True):
+        sums[name] += value
+    return list(sums.values())
 
 
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised incomplete beta function by Lentz's continued fraction (DLMF 8.17.22)."""
-    if x <= 0.0 or x >= 1.0:
-        return float(x >= 1.0)
-    if x > (a + 1) / (a + b + 2):  # the fraction converges fast on the other side
-        return 1 - _incomplete_beta(b, a, 1 - x)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    d = 1 / (1 - (a + b) * x / (a + 1))
-    c, fraction = 1.0, d
-    for m in range(1, 500):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for coefficient in (even, odd):
-            d = 1 / (1 + coefficient * d)
-            c = 1 + coefficient / c
-            fraction *= c * d
-        if abs(c * d - 1) < 1e-14:
-            break
-    return front * fraction / a
-
-
-def _variance_parts(scores: Sequence[Sequence[float]], pooled: Spread | None = None) -> list[tuple[float, float]]:
+def _variance_parts(
+    scores: Sequence[Sequence[float]], pooled: Spread | None = None, clusters: Sequence[Hashable] | None = None
+) -> list[tuple[float, float]]:
     """Squared standard errors over questions and, with several seeds, over seeds, each with its degrees of freedom."""
-    num_questions, num_seeds = _shape(scores)
-    over_questions = _variance([_mean(row) for row in scores]) / num_questions
-    parts = [(over_questions, float(max(num_questions - 1, 1)))]
+    num_seeds = _shape(scores)[1]
+    parts = [variance_of_mean([_mean(row) for row in scores], clusters)]
     spread = seed_spread(scores)
     if spread is not None:
         if pooled is not None and pooled.degrees > spread.degrees:
             spread = Spread(max(spread.variance, pooled.variance), pooled.degrees, pooled.num_pooled)
         parts.append((spread.variance / num_seeds, spread.degrees))
     return parts
-
-
-def _satterthwaite(parts: Sequence[tuple[float, float]]) -> float:
-    """Degrees of freedom of a sum of variances: ``V^2 / sum_i V_i^2 / df_i`` (Satterthwaite 1946)."""
-    total = sum(part for part, _ in parts)
-    if total <= 0:
-        return parts[0][1]
-    return total**2 / sum(part**2 / degrees for part, degrees in parts)
-
-
-def _wilson(share: float, num_effective: float, quantile: float) -> tuple[float, float]:
-    shrink = 1 + quantile**2 / num_effective
-    centre = (share + quantile**2 / (2 * num_effective)) / shrink
-    reach = quantile / shrink * math.sqrt(share * (1 - share) / num_effective + quantile**2 / (4 * num_effective**2))
-    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
 
 
 def _shape(scores: Sequence[Sequence[float]]) -> tuple[int, int]:

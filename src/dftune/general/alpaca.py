@@ -11,7 +11,8 @@ from typing import Any
 from dftune.data.hub import hub_reachable
 from dftune.data.prompts import PromptFormat
 from dftune.evaluate.config import EvaluateConfig
-from dftune.evaluate.runner import check_protocol, choose_format, trained_format
+from dftune.evaluate.jobs import plan_samplings
+from dftune.evaluate.runner import choose_format
 from dftune.files import fingerprint, read_json, read_jsonl, write_json
 from dftune.general.judge import Judge, Judgement, JudgeOptions, read_judgement
 from dftune.general.outputs import Outputs, Row
@@ -98,12 +99,13 @@ def evaluate_alpaca(
     Raises:
         ValueError: the model, a setting or a file is wrong, results of other settings are there, or the judge failed.
     """
-    sampled = check_protocol(config)
-    if config.num_samples != 1:
-        raise ValueError(f"AlpacaEval judges one output an instruction; found num_samples {config.num_samples}.")
+    plan, *others = plan_samplings(config)
+    if others or plan.num_samples != 1:
+        raise ValueError("AlpacaEval judges one output an instruction: give one protocol, greedy or avg@1.")
+    sampled = dict(plan.parameters)
     asked = load_instructions(instructions, limit)
     subject = Subject(model, output, step=step, device=device, dtype=dtype, batch_size=config.batch_size)
-    trained = trained_format(subject.folder)
+    trained = subject.files.trained_format()
     prompt_format = choose_format(config, trained, subject.tokenizer, say)
     outputs = subject.results / ALPACA_EVAL / "model_outputs.json"
     name = f"{output.resolve().name}-step-{step}"
@@ -111,7 +113,7 @@ def evaluate_alpaca(
     asked_for = fingerprint([instruction.text for instruction in asked])
     settings = {
         "benchmark": ALPACA_EVAL,
-        "protocol": config.protocol,
+        "protocol": plan.name,
         "benchmark_path": str(instructions or "/".join(_HUB)),
         "benchmark_fingerprint": asked_for,
         "instructions": asked_for,
@@ -119,11 +121,11 @@ def evaluate_alpaca(
         "num_samples": 1,
         **subject.settings,
         "prompt_format": {"name": prompt_format.name, "fingerprint": prompt_format.fingerprint},
-        "trained_prompt_format": trained,
+        "trained_prompt_format": trained and {key: trained[key] for key in ("name", "fingerprint")},
         "sampling": {**sampled, "stop": list(prompt_format.stop)},
         "grader": _NOT_JUDGED,
     }
-    results = Outputs(subject.results / f"{ALPACA_EVAL}.{config.protocol}.json", settings, overwrite=overwrite)
+    results = Outputs(subject.results / f"{ALPACA_EVAL}.{plan.name}.json", settings, overwrite=overwrite)
     subject.begin()
     missing = [instruction for instruction in asked if instruction.id not in results.rows]
     if missing:

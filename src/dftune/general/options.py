@@ -39,8 +39,8 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     add("--alpaca-eval", metavar="PROGRAM", help="alpaca_eval: the program, in the environment where it is installed")
 
 
-def run_tasks(args: argparse.Namespace, plans: Sequence[Plan], config: EvaluateConfig) -> None:
-    """Run the tasks on every model, print the table."""
+def run_tasks(args: argparse.Namespace, plans: Sequence[Plan], config: EvaluateConfig) -> list[str]:
+    """Run the tasks on every model, print the table; returns the files of rows."""
     from dftune.general.alpaca import evaluate_alpaca  # noqa: PLC0415  (seconds to import)
     from dftune.general.harness import HarnessOptions  # noqa: PLC0415
     from dftune.general.judge import JudgeOptions  # noqa: PLC0415
@@ -71,3 +71,4 @@ def run_tasks(args: argparse.Namespace, plans: Sequence[Plan], config: EvaluateC
                 )
             )
     print(task_table(summaries))
+    return [str(summary.results) for summary in summaries]

@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dftune.environment import model_fingerprint
-from dftune.evaluate.runner import begin_output, check_output
-from dftune.generate.load import choose_device, choose_dtype, find_model, load_engine, load_tokenizer
+from dftune.evaluate.models import begin_output, check_output, find_files
+from dftune.generate.load import choose_device, choose_dtype, load_engine, load_tokenizer
 
 if TYPE_CHECKING:
     from dftune.generate.local import LocalEngine
@@ -24,7 +23,7 @@ class Subject:
         """Find the model, and see that the run folder is for it.
 
         Args:
-            model: folder of a Hugging Face checkpoint, or a model id of the hub.
+            model: folder of a Hugging Face checkpoint or of a LoRA adapter, or a model id of the hub.
             output: a run folder; one without ``manifest.json`` becomes one of kind ``evaluate``.
             step: optimizer steps of the model, which names the folder of the results.
             device: ``auto``, ``cpu``, ``cuda``...
@@ -36,11 +35,11 @@ class Subject:
         """
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        self.folder = find_model(model)
+        self.files = find_files(model)
         self.output, self.step = output, step
         self._batch_size = batch_size
-        self.model = {"path": model, "fingerprint": model_fingerprint(self.folder)}
-        check_output(output, self.folder, self.model["fingerprint"])
+        self.model = {"path": model, "fingerprint": self.files.fingerprint()}
+        check_output(output, self.files.place, self.model["fingerprint"])
 
     @property
     def results(self) -> Path:
@@ -61,16 +60,22 @@ class Subject:
     @cached_property
     def tokenizer(self) -> Any:
         """Of the model."""
-        return load_tokenizer(self.folder)
+        return load_tokenizer(self.files.folder)
 
     @cached_property
     def engine(self) -> LocalEngine:
         """The model, loaded."""
-        return load_engine(self.folder, device=self.device, dtype=self.dtype, batch_size=self._batch_size)
+        return load_engine(
+            self.files.folder,
+            adapter=self.files.adapter,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self._batch_size,
+        )
 
     def begin(self) -> None:
         """Write the manifest, unless there is one."""
-        begin_output(self.output, self.model, self.folder, self.tokenizer, self.device)
+        begin_output(self.output, self.model, self.files.folder, self.tokenizer, self.device)
 
 
 def to_stderr(message: str) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dftune.evaluate.metrics import accuracy_estimate
-from dftune.evaluate.results import lay_out
-from dftune.evaluate.scores import score_of
+from dftune.evaluate.protocols import score_of
+from dftune.evaluate.summary import lay_out
 from dftune.files import read_json, read_jsonl
 
 

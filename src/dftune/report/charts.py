@@ -217,13 +217,15 @@ class Span:
     shown: str
 
 
-def interval_chart(spans: Sequence[Span], *, title: str, description: str, x_label: str) -> Markup:
-    """One row a condition: a marker at the value and a line over its interval."""
+def interval_chart(
+    spans: Sequence[Span], *, title: str, description: str, x_label: str, most: float = math.inf
+) -> Markup:
+    """One row a condition: a marker at the value and a line over its interval, on an axis within 0 and ``most``."""
     row_height, label_height = 38, 17
     frame = Frame(height=len(spans) * row_height + 46, left=10, top=4)
     ends = [end for span in spans for end in (span.low, span.high)]
     scale = linear_scale(ends, num_ticks=5)
-    scale = Scale(max(scale.low, 0.0), min(scale.high, 100.0), tuple(t for t in scale.ticks if 0 <= t <= 100))
+    scale = Scale(max(scale.low, 0.0), min(scale.high, most), tuple(t for t in scale.ticks if 0 <= t <= most))
     parts = _axes(frame, scale, None, x_label, "")
     for index, span in enumerate(spans):
         y = frame.top + index * row_height + label_height + 10
@@ -235,24 +237,34 @@ def interval_chart(spans: Sequence[Span], *, title: str, description: str, x_lab
     return _svg(frame, title, description, parts)
 
 
-def stacked_bars(rows: Sequence[tuple[str, Sequence[tuple[str, int]]]], *, title: str, description: str) -> Markup:
-    """One bar a row, divided into named parts (class ``o-NAME``), each with its share where there is room."""
+@dataclass(frozen=True)
+class Part:
+    """A part of a stacked bar: its name gives it the class ``o-NAME``, ``detail`` is shown on request."""
+
+    name: str
+    amount: int
+    detail: str = ""
+
+
+def stacked_bars(rows: Sequence[tuple[str, Sequence[Part]]], *, title: str, description: str) -> Markup:
+    """One bar a row, divided into named parts, each with its share where there is room."""
     row_height = 46
     frame = Frame(height=len(rows) * row_height + 6, left=1, right=1, top=2, bottom=2)
     parts: list[str] = []
     for index, (label, counts) in enumerate(rows):
         y = frame.top + index * row_height
         parts.append(_text(frame.left, y + 13, label, "name"))
-        total, start = sum(amount for _, amount in counts), 0.0
-        for name, amount in counts:
-            if not amount:
+        total, start = sum(part.amount for part in counts), 0.0
+        for part in counts:
+            if not part.amount:
                 continue
-            share = amount / total
+            share = part.amount / total
             left, right = frame.x(start), frame.x(start + share)
-            kind = name.replace(" ", "-")
+            kind = part.name.replace(" ", "-")
+            shown = f"{part.name}: {part.amount:,} of {total:,}{f' ({part.detail})' if part.detail else ''}"
             parts.append(
                 f'<rect class="bar o-{kind}" x="{left:.1f}" y="{y + 19:.1f}" width="{right - left:.1f}" height="20">'
-                f"<title>{escape(name)}: {amount:,} of {total:,}</title></rect>"
+                f"<title>{escape(visible(shown))}</title></rect>"
             )
             if right - left > 34:
                 parts.append(

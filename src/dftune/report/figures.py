@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from dftune.evaluate.classify import CATEGORIES
 from dftune.report.charts import (
     Curve,
     Line,
+    Part,
     Span,
     histogram,
     interval_chart,
@@ -22,7 +24,7 @@ from dftune.report.charts import (
     swatch,
 )
 from dftune.report.conditions import Column, Condition, column_of
-from dftune.report.load import OUTCOMES, Row
+from dftune.report.load import Row
 from dftune.report.tables import ResultTable
 from dftune.report.wording import interval, one_line, percent
 
@@ -132,7 +134,9 @@ _INSIDE = (
 
 def build_sections(table: ResultTable) -> tuple[Section, ...]:
     """Every chart for which the runs hold data."""
-    scores = [kind(table, column) for kind in (_intervals, _accuracy_curves, _outcomes) for column in table.columns]
+    scores = [
+        kind(table, column) for kind in (_intervals, _accuracy_curves, _outcomes, _lengths) for column in table.columns
+    ]
     found = (
         Section("Scores", tuple(figure for kind in scores for figure in kind)),
         _with_one_legend(Section("Loss", tuple(_curves(table.trained, _LOSSES)))),
@@ -233,6 +237,7 @@ def _intervals(table: ResultTable, column: Column) -> Iterator[Figure]:
         title=title,
         description="; ".join(f"{s.label}: {s.value:.1f} ({s.low:.1f} to {s.high:.1f})" for s in spans),
         x_label="accuracy, %",
+        most=100.0,
     )
     caption = "Lines are 95 % intervals; they may overlap although the paired difference in the table is clear."
     yield Figure(title, svg, caption)
@@ -273,22 +278,56 @@ def _accuracy_line(row: Condition, column: Column) -> Line | None:
 
 def _outcomes(table: ResultTable, column: Column) -> Iterator[Figure]:
     rows = [
-        (row.label, [(name, cell.outcomes[name]) for name in OUTCOMES])
+        (row.label, [Part(name, stats.count, _listed(stats.reasons)) for name, stats in found.categories.items()])
         for row in table.conditions
-        if (cell := table.cell(row, column)).num_completions
+        if (found := table.cell(row, column).diagnosis) is not None
     ]
     if rows:
         title = f"How the completions ended{_on(table, column)}"
-        shown = (f"{label}: {', '.join(f'{amount} {name}' for name, amount in counts)}" for label, counts in rows)
+        shown = (f"{label}: {', '.join(f'{part.amount} {part.name}' for part in parts)}" for label, parts in rows)
         svg = stacked_bars(rows, title=title, description="; ".join(shown))
-        present = [name for name in OUTCOMES if any(dict(counts)[name] for _, counts in rows)]
+        present = [name for name in CATEGORIES if any(part.name == name for _, parts in rows for part in parts)]
         key = Markup('<span class="key o-{}"></span>')
         caption = (
-            "Share of all completions: wrong answers differ from the reference, in no answer none could be found, "
-            "truncated ones met the token limit, scored ones count for a number between 0 and 1, ungraded ones have "
-            "no verdict and are left out of the accuracy."
+            "Share of all completions. Wrong: an answer that differs. Format failure: stopped without an answer in its "
+            "place. Truncated: met the token limit. Repetition loop: ends in one, cut off or not. Ungraded ones are "
+            "left out of the accuracy. The tables in report.md give the reasons."
         )
         yield Figure(title, svg, caption, tuple((key.format(name.replace(" ", "-")), name) for name in present))
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {amount:,}" for reason, amount in reasons.items())
+
+
+def _lengths(table: ResultTable, column: Column) -> Iterator[Figure]:
+    """Lengths of correct and of wrong completions; those that were cut off are as long as the limit allows."""
+    rows = [
+        (row, name, stats.tokens)
+        for row in table.conditions
+        if (found := table.cell(row, column).diagnosis) is not None
+        for name, stats in found.categories.items()
+        if name in ("correct", "wrong") and stats.tokens
+    ]
+    if not rows:
+        return
+    title = f"Length by verdict{_on(table, column)}"
+    spans = [
+        Span(
+            one_line(f"{row.label}: {name}", MOST_SPAN - 8),
+            *(row.style, tokens[0.5], tokens[0.1], tokens[0.9]),
+            shown=f"{tokens[0.5]:,}",
+        )
+        for row, name, tokens in rows
+    ]
+    svg = interval_chart(
+        spans,
+        title=title,
+        description="; ".join(f"{s.label}: {s.value:,} ({s.low:,} to {s.high:,})" for s in spans),
+        x_label="tokens of a completion",
+    )
+    caption = "Median, and a line from the 10 % to the 90 % quantile, of correct and of wrong completions, all seeds."
+    yield Figure(title, svg, caption)
 
 
 def _histograms(trained: Sequence[Condition]) -> Iterator[Figure]:

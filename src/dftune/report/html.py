@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dftune.evaluate.classify import CATEGORIES
 from dftune.report import wording
 from dftune.report.charts import swatch
 from dftune.report.figures import build_sections
-from dftune.report.load import OUTCOMES
 from dftune.report.method import Method
 from dftune.report.samples import build_browser
 from dftune.report.tables import ResultTable
@@ -41,7 +41,7 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             browser=browser,
             browser_json=Markup(browser.as_json()),
             static_questions=browser.questions[:NUM_STATIC],
-            outcomes=OUTCOMES,
+            outcomes=CATEGORIES,
             method=method,
             style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
             script=Markup(script),

@@ -21,7 +21,10 @@ def render_markdown(title: str, verdict: str, table: ResultTable, notes: Sequenc
         parts.append(summary_table(table))
     if notes:
         parts.append("\n".join(f"- {plain(note)}" for note in notes))
-    parts += [f"## {plain(table.name(column))}\n\n{detail_table(table, column)}" for column in table.columns]
+    for column in table.columns:
+        parts.append(f"## {plain(table.name(column))}\n\n{detail_table(table, column)}")
+        if any(table.cell(row, column).diagnosis for row in table.conditions):
+            parts.append(endings_table(table, column))
     if method.runs:
         parts.append(f"## Runs\n\n{_runs(method)}")
     return "\n\n".join(parts) + "\n"
@@ -97,6 +100,18 @@ def _details(cell: Cell, *, many_references: bool) -> list[str]:
         count(cell.num_ungraded),
         count(cell.num_truncated),
     ]
+
+
+def endings_table(table: ResultTable, column: Column) -> str:
+    """How the completions on one benchmark ended: shares of the categories, reasons, median lengths."""
+    rows = []
+    for row in table.conditions:
+        diagnosis = table.cell(row, column).diagnosis
+        for name, stats in diagnosis.categories.items() if diagnosis else ():
+            reasons = ", ".join(f"{reason} {count(amount)}" for reason, amount in stats.reasons.items())
+            median = count(stats.tokens[0.5]) if stats.tokens else _DASH
+            rows.append([row.label, name, percent(stats.share), count(stats.count), median, reasons])
+    return grid(["condition", "ended", "share %", "completions", "median tokens", "reasons"], rows)
 
 
 def _runs(method: Method) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from dftune.evaluate.classify import CATEGORIES, Category
+from dftune.evaluate.diagnose import Diagnosis, diagnose
 from dftune.evaluate.metrics import (
     Difference,
     Estimate,
@@ -16,10 +18,10 @@ from dftune.evaluate.metrics import (
     pool_spreads,
     seed_spread,
 )
-from dftune.evaluate.scores import score_of
+from dftune.evaluate.protocols import score_of
 from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
 from dftune.report.groups import group_runs, name_of_reference, reference_of
-from dftune.report.load import OUTCOMES, Evaluation, Outcome, Run
+from dftune.report.load import Evaluation, Run
 from dftune.report.wording import count
 
 Matrix = list[list[float]]
@@ -96,7 +98,7 @@ class Cell:
     @property
     def num_truncated(self) -> int:
         """Completions cut off at the token limit, whatever their verdict."""
-        return sum(evaluation.num_truncated for evaluation in self.evaluations)
+        return self.diagnosis.num_cut if self.diagnosis else 0
 
     @property
     def format_differs(self) -> bool:
@@ -104,9 +106,16 @@ class Cell:
         return any(evaluation.format_differs for evaluation in self.evaluations)
 
     @cached_property
-    def outcomes(self) -> dict[Outcome, int]:
-        """How the completions ended, over all seeds."""
-        return {name: sum(evaluation.outcomes[name] for evaluation in self.evaluations) for name in OUTCOMES}
+    def diagnosis(self) -> Diagnosis | None:
+        """Of the completions of all seeds together; None without any."""
+        rows = [row for evaluation in self.evaluations for row in evaluation.completions]
+        return diagnose(rows) if rows else None
+
+    @property
+    def outcomes(self) -> dict[Category, int]:
+        """How many completions ended how, over all seeds."""
+        found = self.diagnosis.categories if self.diagnosis else {}
+        return {name: found[name].count if name in found else 0 for name in CATEGORIES}
 
 
 @dataclass(frozen=True)
