@@ -61,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
     paths = [path for path in args.completions if path not in own] or args.completions
     if own and paths is not args.completions:
         print(f"not graded, since they hold verdicts and no completions: {', '.join(map(str, own))}\n")
-    read = [(path, _read(path)) for path in paths]
+    scored = [path for path in paths if _scored_elsewhere(path)]
+    if scored:
+        print(f"not graded, since another program scored them: {', '.join(map(str, scored))}\n")
+    read = [(path, _read(path)) for path in paths if path not in scored]
     version = GRADER_VERSION + ("-strict" if args.strict else "")
     for path, rows in read:
         verdicts = [_verdict(grade(_target(row), row["completion"], strict=args.strict)) for row in rows]
@@ -80,6 +83,19 @@ def run(args: argparse.Namespace) -> int:
             write_jsonl(output, (_line(row, verdict, version) for row, verdict in zip(rows, verdicts, strict=True)))
             print(f"verdicts: {output}")
     return 0
+
+
+def _scored_elsewhere(path: Path) -> bool:
+    """Whether the scores came from lm_eval or alpaca_eval (docs/general-tasks.md); our rules do not apply to those."""
+    from dftune.files import read_json  # noqa: PLC0415
+
+    settings = path.with_suffix(".json")
+    if not settings.is_file():
+        return False
+    stored = read_json(settings)
+    return isinstance(stored, dict) and (
+        stored.get("protocol") == "lm_eval" or stored.get("benchmark") == "alpaca_eval"
+    )
 
 
 def _read(path: Path) -> list[Row]:

@@ -12,9 +12,9 @@ from dftune.evaluate.answers.shapes import unlabelled
 from dftune.evaluate.loops import loop_kind
 
 Row = Mapping[str, Any]
-Category = Literal["correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "ungraded"]
+Category = Literal["correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "scored", "ungraded"]
 CATEGORIES: tuple[Category, ...] = (
-    *("correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "ungraded"),
+    *("correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "scored", "ungraded"),
 )
 """In the order in which they are shown."""
 
@@ -35,7 +35,8 @@ def classify(row: Row) -> Finding:
     """Sort one completion. The first of these that holds is its category:
 
     1. ``correct``: by its verdict. Reason: ``finished`` or ``cut off``.
-    2. ``ungraded``: by its verdict. Reason: the grader's, up to its first colon.
+    2. ``ungraded``: by its verdict. Reason: the grader's, up to its first colon. ``scored`` (a number between 0 and 1,
+       of another program): by its verdict. Reason: what was measured.
     3. ``empty``: no visible character.
     4. ``repetition loop``: its end repeats itself (`dftune.evaluate.loops`). Reason: ``cut off`` or ``stopped``.
     5. ``truncated``: cut off at the token limit (``finish_reason`` is ``length``). Reason: ``answer in the box or
@@ -60,6 +61,8 @@ def classify(row: Row) -> Finding:
         return Finding("correct", "cut off" if is_cut else "finished")
     if row["verdict"] == "ungraded":
         return Finding("ungraded", str(row.get("reason") or "no reason given").split(":", 1)[0])
+    if row["verdict"] == "scored":
+        return Finding("scored", str(row.get("stage") or "score"))
     text = row.get("completion")
     if text is not None and not text.strip():
         return Finding("empty", "cut off" if is_cut else "stopped")

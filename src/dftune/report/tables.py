@@ -18,6 +18,7 @@ from dftune.evaluate.metrics import (
     pool_spreads,
     seed_spread,
 )
+from dftune.evaluate.protocols import score_of
 from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
 from dftune.report.groups import group_runs, name_of_reference, reference_of
 from dftune.report.load import Evaluation, Run
@@ -88,6 +89,11 @@ class Cell:
     def num_ungraded(self) -> int:
         """Completions without a verdict, which the accuracy leaves out."""
         return self.outcomes["ungraded"]
+
+    @property
+    def total_score(self) -> float:
+        """Sum of the scores; the number of correct completions where each is right or wrong."""
+        return sum(score_of(row) or 0.0 for evaluation in self.evaluations for row in evaluation.completions)
 
     @property
     def num_truncated(self) -> int:
