@@ -16,7 +16,6 @@ from dftune.evaluate.metrics import (
     pool_spreads,
     seed_spread,
     sign_flip_p_value,
-    variance_of_mean,
 )
 from dftune.evaluate.quantiles import student_t_quantile, wilson_interval
 
