@@ -33,7 +33,7 @@ def row(
         ("First we factor the", "length", "truncated", "no answer yet"),
         (r"It is \boxed{7}. Let me check that", "length", "truncated", "answer in the box or tag"),
         (r"It is \boxed{7", "length", "truncated", "no answer yet"),
-        (r"Because of that, it is \boxed{}", "stop", "format failure", "no answer"),
+        ("Because of that we are done with all of it now.", "stop", "format failure", "no answer"),
         (r"It is \boxed{7", "stop", "format failure", "unclosed box"),
         (r"It is \boxed{6}. No, it is \boxed{7}.", "stop", "format failure", "several different answers"),
         (r"It is \boxed{7}, as I said: \boxed{7}.", "stop", "wrong", "other number"),
@@ -66,7 +66,7 @@ def test_only_an_answer_outside_the_place_that_the_prompt_names_is_a_format_fail
 
 
 def test_an_answer_that_only_the_last_resort_finds_is_a_format_failure() -> None:
-    found = row("We see 7 of them there and then nothing at all happened to anyone")
+    found = row("There were 7 of them.\nAnd then nothing at all happened to anyone.")
     assert found["rule"] == "number"
     assert classify(found) == ("format failure", "last number taken")
 

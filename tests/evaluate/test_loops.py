@@ -64,8 +64,7 @@ def test_short_repetitions_are_no_loops(text: str) -> None:
 
 def test_a_loop_that_ended_long_ago_is_none() -> None:
     assert (
-        loop_kind("So the answer is 7. " * 12 + STEPS * 1 + "Therefore the product of the two roots is minus six.")
-        is None
+        loop_kind("So the answer is 7. " * 12 + STEPS + "Therefore the product of the two roots is minus six.") is None
     )
 
 

@@ -238,7 +238,8 @@ def paired_difference(
         num_questions=num_questions,
         num_seeds=num_seeds,
         p_value=sign_flip_p_value(by_question if clusters is None else _cluster_sums(by_question, clusters)),
-        detectable=detectable_difference(standard_error, degrees),
+        # The pseudo-questions shrink the estimate that has to clear the noise, so the truth must be larger for it.
+        detectable=detectable_difference(standard_error, degrees) * (num_questions + 2) / num_questions,
     )
 
 
