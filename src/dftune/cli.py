@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare": "turn a source into a prepared dataset: filtered, split, formatted, tokenised",
     "train": "train a model as a recipe says",
     "evaluate": "generate completions for benchmarks, grade them, print accuracy with an interval",
+    "serve": "serve a model over the OpenAI-compatible protocol, with vLLM or transformers",
     "grade": "grade saved completions again, without a model",
     "report": "one HTML file and a Markdown table that compare runs",
     "objectives": "every objective with its formula, unit, needs, options and paper",

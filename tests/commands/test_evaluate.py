@@ -49,7 +49,7 @@ def test_a_run_is_evaluated_on_the_benchmarks_of_its_recipe(run, capsys):
     assert main(["evaluate", "runs/mine"]) == 0
     shown = capsys.readouterr().out
     # 2 of 3: Wilson's 95 % interval is 20.8 to 93.9
-    assert "sums       greedy      66.7 %   20.8 to 93.9  3      0.0 %         0      10" in shown
+    assert "sums       greedy      66.7 %   20.8 to 93.9  3        1      0.0 %         0      10" in shown
     assert "runs/mine/evals/step-5/sums.greedy.jsonl" in shown
     settings = json.loads((run / "evals/step-5/sums.greedy.json").read_text())
     assert settings["sampling"]["max_tokens"] == 30
@@ -86,7 +86,7 @@ def test_options_go_over_the_recipe(run, capsys):
     assert settings["sampling"] == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 5, "stop": [], "seed": 4}
     assert settings["num_samples"] == 3
     (row,) = table_rows(capsys)
-    assert row[1:3] == ["sample", "x3"]
+    assert row[1] == "avg@3"
 
 
 def test_greedy_takes_one_completion_whatever_the_recipe_samples(run):
@@ -100,7 +100,7 @@ def test_other_settings_need_overwrite(run, capsys):
     assert main(["evaluate", "runs/mine", "--max-tokens", "3"]) == 2
     assert "sampling.max_tokens: 30 there, 3 asked for" in capsys.readouterr().err
     assert main(["evaluate", "runs/mine", "--max-tokens", "3", "--overwrite"]) == 0
-    assert [row[7:9] for row in table_rows(capsys)] == [["3", "100.0"]]
+    assert [row[7:10] for row in table_rows(capsys)] == [["3", "1", "100.0"]]
 
 
 @pytest.mark.parametrize(

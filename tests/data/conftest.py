@@ -35,7 +35,7 @@ def chat_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "chat"
     Qwen2Config(max_position_embeddings=512).save_pretrained(folder)
     tokenizer = blank_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|end_of_text|>"]})
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder

@@ -91,7 +91,8 @@ def test_negatives_are_read_from_text_lists_conversations_and_numbered_columns(c
         (["a", 5], "line 1: column 'n' must hold text, found int 5"),
         ({"a": "b"}, "line 1: column 'n' must hold text, found dict"),
         (chat("q", "a")[:1], "line 1: column 'n' must hold text, or a conversation .*found 1 messages of user"),
-        ([{"role": "system", "content": "s"}, *chat("q", "a")], "found 3 messages of system, user, assistant"),
+        ([*chat("q", "a"), *chat("q", "a")[1:]], "found 3 messages of user, assistant, assistant"),
+        ([{"role": "system", "content": "s"}, *chat("q", "a")], "answers another question than the solution does"),
         ([{"from": "human", "value": "q"}], "found 1 messages of None"),
         (chat("another?", "a"), "line 1: column 'n' answers another question than the solution does: 'another\\?'"),
     ],
@@ -365,7 +366,7 @@ def test_a_negative_may_be_as_long_as_fits_and_one_token_more_is_dropped(make_re
     dataset = PreparedDataset.load(recipe.data.prepared)
     assert [example.id for example in dataset.train.group(0)] == ["a", "a#0"]
     strict = make_recipe(
-        write_rows(rows), byte_model, max_length=16, columns={"negatives": "n"}, on_too_long="error", prepared="other"
+        write_rows(rows), byte_model, max_length=16, columns={"negatives": "n"}, truncation="error", prepared="other"
     )
     with pytest.raises(ValueError, match=r"3 of 3 examples and 7 negatives have more .*: c, a#1, b#0\."):
         prepare(strict)

@@ -122,9 +122,9 @@ def test_the_longest_example_that_fits_is_kept_and_one_token_more_is_too_long(ma
 
 def test_too_long_can_be_an_error_that_names_the_rows(make_recipe, write_rows, byte_model):
     rows = [sized(9, 9, id="ok"), *(sized(9, 90 + number, id=f"long-{number}") for number in range(7))]
-    recipe = make_recipe(write_rows(rows), byte_model, max_length=64, on_too_long="error")
+    recipe = make_recipe(write_rows(rows), byte_model, max_length=64, truncation="error")
     with pytest.raises(
-        ValueError, match=r"7 of 8 examples .*max_length=64.*long-0, .*long-4 and 2 more.*on_too_long=drop"
+        ValueError, match=r"7 of 8 examples .*max_length=64.*long-0, .*long-4 and 2 more.*truncation=drop"
     ):
         prepare(recipe)
     assert not recipe.data.prepared.exists()

@@ -20,7 +20,7 @@ def make_tokenizer(*, bos: bool = False, template: str | None = CHATML) -> PreTr
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    special = ["<s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|end_of_text|>"]
     backend.add_special_tokens(special)
     if bos:
         backend.post_processor = processors.TemplateProcessing(
@@ -30,7 +30,7 @@ def make_tokenizer(*, bos: bool = False, template: str | None = CHATML) -> PreTr
         tokenizer_object=backend,
         bos_token="<s>",
         eos_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        additional_special_tokens=special[2:],
     )
     tokenizer.chat_template = template
     return tokenizer

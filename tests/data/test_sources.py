@@ -126,7 +126,7 @@ def test_conversations_in_no_named_column_are_refused_with_what_can_be_read(writ
     path = write_rows([{"messages": [{"role": "user", "content": "hello"}]}])
     with pytest.raises(
         ValueError,
-        match=r"set data\.columns\.problem and data\.columns\.solution to it\. Other conversations .* two text columns",
+        match=r"Conversations, lists of \{role, content\}, are read whole: set data\.columns\.messages to their column",
     ):
         rows_of(path)
 

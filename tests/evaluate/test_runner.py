@@ -14,7 +14,8 @@ from dftune.data.prompts import FORMATS
 from dftune.environment import model_fingerprint
 from dftune.evaluate.config import EvaluateConfig
 from dftune.evaluate.grade import GRADER_VERSION
-from dftune.evaluate.runner import evaluate, evaluate_run, num_parameters
+from dftune.evaluate.models import num_parameters
+from dftune.evaluate.runner import evaluate, evaluate_run
 from dftune.report.load import read_run
 
 BOX = r"\boxed{"
@@ -102,6 +103,9 @@ def test_the_settings_say_how_the_completions_were_made(sevens, sums, tmp_path):
         "benchmark_path": sums + ":3",
         "num_problems": 3,
         "num_samples": 1,
+        "protocols": ["greedy"],
+        "by": [],
+        "gold_problems": [],
         "model": str(sevens),
         "model_fingerprint": model_fingerprint(sevens),
         "step": 12,
@@ -247,7 +251,10 @@ def test_results_of_two_models_do_not_mix_in_one_folder(coins, sevens, sums, tmp
     [
         ({"protocol": "greedy", "num_samples": 4}, "num_samples 4 would repeat it"),
         ({"protocol": "sample", "temperature": 0.0}, "temperature above 0"),
-        ({"protocol": "best-of-n"}, "'best-of-n' is not known; use one of: greedy, sample"),
+        ({"protocol": "best-of-n"}, r"'best-of-n' is not known\. There are: greedy, avg@n, maj@n, pass@k"),
+        ({"protocol": "maj"}, "'maj' lacks its number of samples; write for example maj@16"),
+        ({"protocol": ()}, "There is no protocol"),
+        ({"protocol": "avg@4", "label": "greedy"}, "must hold no dot and not be 'greedy'"),
         ({"prompt_format": "qwen"}, "unknown prompt format 'qwen'"),
     ],
 )

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dftune.evaluate.config import EvaluateConfig
-    from dftune.evaluate.results import EvalSummary
     from dftune.evaluate.saved import Saved
+    from dftune.evaluate.summary import EvalSummary
 
 EPILOG = """\
 examples:
-  dftune evaluate runs/my-run --benchmarks math500.jsonl
+  dftune evaluate runs/my-run --benchmarks math500 --data-dir data
       the final model of a run; results go into runs/my-run/evals/step-N
   dftune evaluate runs/my-run --all-checkpoints
-      every checkpoint too, on the benchmarks that the run's recipe names
-  dftune evaluate Qwen/Qwen2.5-Math-1.5B --benchmarks math500.jsonl:100 --prompt-format qwen-boxed
-      the first 100 problems, with a model of the Hugging Face hub
-  dftune evaluate runs/my-run --benchmarks aime24.jsonl --protocol sample --num-samples 16
-      sixteen completions a problem; the accuracy is their mean, the interval is over problems
+      every checkpoint too, adapters of LoRA included, on the benchmarks that the run's recipe names
+  dftune evaluate Qwen/Qwen2.5-Math-1.5B --benchmarks math500:100 --prompt-format qwen-boxed --by subject level
+      the first 100 problems, with a model of the Hugging Face hub, broken down
+  dftune evaluate runs/my-run --benchmarks aime24 --protocol avg@16 maj@16 pass@8 --temperature 0.6
+      sixteen completions a problem, and three scores read off them
+  dftune evaluate runs/my-run --benchmarks aime24 --protocol avg@64 --temperature 0.6
+      48 more: what is there is kept
+  dftune evaluate runs/my-run --benchmarks math500 --server http://127.0.0.1:8000/v1
+      the model is served there (dftune serve runs/my-run); several URLs share the load
   dftune evaluate runs/dynamic_ft --against runs/sft
       better, worse or cannot tell, question by question, from results that are there: no model is loaded
   dftune evaluate runs/my-run --diagnose
       wrong, format failure, truncated, loop: what went wrong, how long, and in which subject
 
 Options that are left out are taken from the `evaluate` section of the run's recipe, where there is one.
-A benchmark is a JSONL file, one problem a line: {"id": ..., "problem": ..., "answer": ...}.
+A benchmark is a name (`--list` shows them with the protocols), a JSONL, CSV or parquet file with one problem a row
+(id, problem, answer), or a dataset of the hub: owner/name, owner/name@split, owner/name:config@split.
 A killed evaluation is continued by the same command: completions that are there are kept.
 """
 
@@ -38,12 +44,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a run of dftune, one of its checkpoints, a Hugging Face folder, or a model id")
-    add("--benchmarks", nargs="+", metavar="SPEC", help="JSONL files or dataset ids; SPEC:N takes the first N rows")
-    add("--protocol", choices=("greedy", "sample"), help="greedy: one completion at temperature 0 (default); sample")
-    add("--num-samples", type=int, metavar="N", help="completions a problem, for --protocol sample (default 1)")
-    add("--temperature", type=float, metavar="T", help="for --protocol sample (default 1.0)")
-    add("--top-p", type=float, metavar="P", help="nucleus sampling, for --protocol sample (default 1.0: off)")
+    add(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a run of dftune, one of its checkpoints, a Hugging Face folder, a LoRA adapter, or a model id",
+    )
+    add("--list", action="store_true", help="list the named benchmarks and the protocols, and stop")
+    add("--benchmarks", nargs="+", metavar="SPEC", help="names, files or dataset ids; SPEC:N takes the first N rows")
+    add("--data-dir", type=Path, metavar="FOLDER", help="local copies of named benchmarks (default $DFTUNE_DATA)")
+    add(
+        "--protocol",
+        nargs="+",
+        metavar="NAME",
+        help="greedy (default), avg@N, maj@N, pass@K, rm@N, strict-format; several are read off the same completions",
+    )
+    add("--num-samples", type=int, metavar="N", help="samples a problem, where a protocol needs no more (default 1)")
+    add("--temperature", type=float, metavar="T", help="of samples (default 1.0)")
+    add("--top-p", type=float, metavar="P", help="nucleus sampling (default 1.0: off)")
     add("--max-tokens", type=int, metavar="N", help="most tokens of a completion (default 1024)")
     add("--batch-size", type=int, metavar="N", help="completions generated together (default 64)")
     add(
@@ -52,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how a problem becomes a prompt; default: as the model was trained, else its chat template, else plain",
     )
     add("--seed", type=int, metavar="N", help="seed of the sampling (default 0)")
+    add("--label", metavar="NAME", help="name of the file of samples (default sample), for a second temperature")
+    add("--by", nargs="+", metavar="COLUMN", help="break the scores down by subject, level, ...")
+    add("--scores", type=Path, metavar="FILE", help="JSONL with id, sample and score of completions, for rm@N")
+    _add_server_arguments(parser)
     add("--output", type=Path, metavar="FOLDER", help="where results go (default: the run, else runs/eval-NAME)")
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument("--step", type=int, metavar="N", help="of a run: the checkpoint of step N, not the final model")
@@ -74,17 +96,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1...")
 
 
+def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("servers", "the model is served elsewhere (dftune serve, vLLM, ...)").add_argument
+    add("--server", nargs="+", metavar="URL", help="base URLs such as http://127.0.0.1:8000/v1; they share the load")
+    add("--served-model", metavar="NAME", help="the model's name at the server (default: MODEL)")
+    add("--chat", action="store_true", default=None, help="send messages, rendered by the server's chat template")
+    add("--concurrency", type=int, metavar="N", help="most requests in flight at each server (default 64)")
+    add("--samples-per-request", type=int, metavar="N", help="most samples of a problem asked at once (default 8)")
+    add("--request-timeout-s", type=float, metavar="S", help="longest time for one request (default 600)")
+    add("--max-retries", type=int, metavar="N", help="how often a request is tried again (default 8)")
+    add("--outage-s", type=float, metavar="S", help="how long to wait when no server can be reached (default 300)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the table, unless all that is asked about is on disk; then diagnose and compare."""
+    if args.list:
+        return _list()
+    if args.model is None:
+        raise ValueError(
+            "which model? `dftune evaluate MODEL --benchmarks NAME`; --list shows benchmarks and protocols."
+        )
+    from dftune.generate.base import IncompleteError  # noqa: PLC0415
+
     if args.json is not None and args.against is None:
         raise ValueError("--json is where a comparison goes; give --against OTHER too.")
     theirs = _others(args.against) if args.against is not None else []
     saved: list[Saved] = []
-    if (theirs or args.diagnose) and not (args.benchmarks or args.all_checkpoints or args.overwrite):
+    stored = not (args.benchmarks or args.protocol or args.all_checkpoints or args.overwrite)
+    if (theirs or args.diagnose) and stored:
         from dftune.evaluate.saved import find_saved  # noqa: PLC0415
 
         saved = find_saved(args.model, step=args.step, output=args.output)
-    saved = saved or _evaluate(args)
+    try:
+        saved = saved or _evaluate(args)
+    except IncompleteError as error:
+        said = f"dftune evaluate: {error}\nWhat was delivered is saved; the same command asks for the rest."
+        print(said, file=sys.stderr)
+        return 1
     if args.diagnose:
         _diagnose(saved)
     if theirs:
@@ -134,27 +182,42 @@ def _evaluate(args: argparse.Namespace) -> list[Saved]:
     """Generate what is missing, print the table."""
     from dftune.environment import set_threads  # noqa: PLC0415
     from dftune.evaluate.locate import plan, recipe_section  # noqa: PLC0415
-    from dftune.evaluate.results import table  # noqa: PLC0415
     from dftune.evaluate.runner import evaluate  # noqa: PLC0415  (seconds to import)
     from dftune.evaluate.saved import find_saved  # noqa: PLC0415
+    from dftune.evaluate.summary import table  # noqa: PLC0415
+    from dftune.generate.base import IncompleteError  # noqa: PLC0415
 
     plans = plan(args.model, args.output, step=args.step, all_checkpoints=args.all_checkpoints)
     config = configure(args, recipe_section(args.model))
     set_threads()
     summaries: list[EvalSummary] = []
     for item in plans:
-        summaries += evaluate(
-            item.model,
-            config.benchmarks,
-            config,
-            item.output,
-            step=item.step,
-            overwrite=args.overwrite,
-            device=args.device,
-        )
+        try:
+            summaries += evaluate(
+                item.model,
+                config.benchmarks,
+                config,
+                item.output,
+                step=item.step,
+                overwrite=args.overwrite,
+                device=args.device,
+                scores=args.scores,
+            )
+        except IncompleteError:
+            if summaries:
+                print(table(summaries))
+            raise
     print(table(summaries))
     paths = dict.fromkeys(str(summary.completions) for summary in summaries)
     return [one for path in paths for one in find_saved(path)]
+
+
+def _list() -> int:
+    from dftune.evaluate.named import describe_benchmarks  # noqa: PLC0415
+    from dftune.evaluate.protocols import describe_protocols  # noqa: PLC0415
+
+    print(f"benchmarks (rows)\n{describe_benchmarks()}\n\nprotocols\n{describe_protocols()}")
+    return 0
 
 
 def configure(args: argparse.Namespace, recipe: dict[str, Any]) -> EvaluateConfig:
@@ -162,8 +225,9 @@ def configure(args: argparse.Namespace, recipe: dict[str, Any]) -> EvaluateConfi
     from dftune.config import validate  # noqa: PLC0415
     from dftune.evaluate.config import EvaluateConfig  # noqa: PLC0415
 
-    given = {key: getattr(args, key) for key in EvaluateConfig.model_fields if getattr(args, key) is not None}
+    given = {key: getattr(args, key, None) for key in EvaluateConfig.model_fields}
+    given = {key: value for key, value in given.items() if value is not None}
     values = {**recipe, **given}
-    if given.get("protocol") == "greedy" and "num_samples" not in given:
+    if "protocol" in given and "num_samples" not in given and "sample" not in (args.protocol or ()):
         values["num_samples"] = 1  # the recipe's number was for its own protocol
     return validate(values, EvaluateConfig, "evaluate")

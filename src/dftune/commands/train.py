@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     folder = train(recipe, prepared(recipe), resume=args.resume, overwrite=args.overwrite)
     print(f"model: {folder.model}")
     if recipe.evaluate.benchmarks and not args.no_evaluate:
-        from dftune.evaluate.results import table  # noqa: PLC0415
         from dftune.evaluate.runner import evaluate_run  # noqa: PLC0415
+        from dftune.evaluate.summary import table  # noqa: PLC0415
 
         print(table(evaluate_run(folder.path, recipe.evaluate)))
     return 0

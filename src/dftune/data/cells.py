@@ -1,49 +1,70 @@
-"""Cells of a source: text, numbers, and conversations of one question and one answer."""
+"""Cells of a source: text, numbers, and conversations."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-Role = Literal["user", "assistant"]
+from dftune.data.messages import Message, Role
 
-_ROLES = ("user", "assistant")
-
-
-def turn(value: Any, role: Role, column: str, location: str) -> str:
-    """Text as it stands, or what one side says where the cell is a conversation.
-
-    Raises:
-        ValueError: the cell is neither.
-    """
-    return exchange(value, column, location)[role] if is_conversation(value) else text(value, column, location)
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 
-def is_conversation(value: Any) -> bool:
-    """Whether a cell is a list of messages."""
-    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
+class Exchange(NamedTuple):
+    """The last question of a conversation and its answer."""
+
+    history: tuple[Message, ...]
+    """What was said before."""
+    asked: str
+    answered: str | None
+    """None where the conversation ends with the question."""
 
 
-def exchange(messages: Any, column: str, location: str) -> dict[Role, str]:
-    """What the user asks and the assistant answers in a conversation of these two messages.
+def exchange(value: Any, column: str, location: str) -> Exchange:
+    """What a conversation asks last and answers, and what came before.
 
     Args:
-        messages: the cell, a list of messages.
+        value: the cell, a list of messages: a system message or none, then a user's and an assistant's in turn.
         column: its column, for the error.
         location: its row, for the error.
 
     Raises:
         ValueError: the conversation has other messages, or one that is not text.
     """
-    roles = tuple(message.get("role") for message in messages)
-    if roles != _ROLES:
+    roles = [message.get("role") for message in value]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or turns != [("user", "assistant")[place % 2] for place in range(len(turns))]:
         raise ValueError(
-            f"{location}: column {column!r} must hold text, or a conversation of a user's message and an assistant's "
-            f"answer; found {len(roles)} messages of {', '.join(map(str, roles))}. Write other conversations into "
-            "columns of text."
+            f"{location}: column {column!r} must hold text, or a conversation of a user's messages and an assistant's "
+            f"answers in turn, after a system message or none; found {len(roles)} messages of "
+            f"{', '.join(map(str, roles))}. Write other conversations into columns of text."
         )
-    asked, answered = (text(message.get("content"), column, location) for message in messages)
-    return {"user": asked, "assistant": answered}
+    messages = tuple(
+        Message(_ROLES[_ROLES.index(message["role"])], text(message.get("content"), column, location))
+        for message in value
+    )
+    if turns[-1] == "user":
+        return Exchange(messages[:-1], messages[-1].content, None)
+    return Exchange(messages[:-2], messages[-2].content, messages[-1].content)
+
+
+def question(value: Any, column: str, location: str) -> str:
+    """Text as it stands, or the last question where the cell is a conversation.
+
+    Raises:
+        ValueError: the cell is neither.
+    """
+    return exchange(value, column, location).asked if is_conversation(value) else text(value, column, location)
+
+
+def is_answer(value: Any) -> bool:
+    """Whether a cell is a conversation of one message, an assistant's."""
+    return is_conversation(value) and [message.get("role") for message in value] == ["assistant"]
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a cell is a list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 
 
 def text(value: Any, column: str, location: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from dftune.config import Config
+from dftune.data.conversations import Turns
+from dftune.data.own_format import FormatSpec
+from dftune.data.truncation import Truncation
 
 
 class ColumnsConfig(Config):
@@ -26,6 +29,18 @@ class ColumnsConfig(Config):
     """Where a row comes from, for filtering; optional."""
     id: str = "id"
     """A stable id; a hash of problem and solution where absent."""
+    messages: str | None = None
+    """A column of conversations, in place of problem and solution: lists of {role, content}, an answer last."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _messages_are_both(cls, values: object) -> object:
+        if not isinstance(values, dict) or values.get("messages") is None:
+            return values
+        name = values["messages"]
+        if any(values.get(key, name) != name for key in ("problem", "solution")):
+            raise ValueError("messages takes the place of problem and solution; leave those out")
+        return {**values, "problem": name, "solution": name}
 
 
 class DataConfig(Config):
@@ -52,13 +67,16 @@ class DataConfig(Config):
     rotate_negatives: bool = False
     """Take the next num_negatives in every epoch, from the first again after the last; otherwise the first ones in
     every epoch."""
-    prompt_format: str = "chat"
-    """chat (the tokenizer's own template), plain, qwen-boxed, qwen25-math-cot, deepseek-math, cot, metamath, numina,
-    r1-zero: see docs/data.md."""
+    prompt_format: FormatSpec = "chat"
+    """A name that `dftune formats` lists, path/to/format.yaml, few-shot:FORMAT:FILE:K, or the keys of a format of one's
+    own: see docs/prompt-formats.md."""
+    turns: Turns = "all"
+    """Which answers of a conversation are trained on. Rows with negatives are always trained on the last one."""
     max_length: Annotated[int, Field(ge=2)] = 2048
     """Most tokens in prompt and completion together."""
-    on_too_long: Literal["drop", "error"] = "drop"
-    """What to do with a longer example: leave it out and count it, or stop."""
+    truncation: Truncation = "drop"
+    """What to do with a longer example: leave it out; cut the prompt from the left; cut the completion's end, which
+    then has no end token; or stop. Everything cut or left out is counted."""
     validation: Annotated[int, Field(ge=0)] = 0
     """Rows held out, chosen by a hash of their ids, so that the choice does not depend on order or seed."""
     prepared: Path

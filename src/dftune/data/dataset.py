@@ -21,6 +21,9 @@ MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer"
 _RUN_PREPARE = "Run `dftune prepare RECIPE`."
 
+LAYOUT = 2
+"""Raised when a prepared dataset changes in a way that training on an old one would be wrong."""
+
 Split = Literal["train", "validation"]
 
 
@@ -59,6 +62,8 @@ class Manifest(_WithNegatives):
     """What a prepared dataset holds and what it was made from (``manifest.json``)."""
 
     kind: Literal["prepared"]
+    layout: int
+    """`LAYOUT` of the version that wrote it."""
     fingerprint: str
     """Changes with anything that decides the content: data settings, prompt format, tokenizer, rows."""
     settings: dict[str, Any]
@@ -66,10 +71,13 @@ class Manifest(_WithNegatives):
     tokenizer: dict[str, Any]
     """Where the tokenizer came from: ``{"path", "revision"}`` or ``{"scratch": {"vocab_size"}}``."""
     tokenizer_fingerprint: str
-    prompt_format: dict[str, str]
+    prompt_format: dict[str, Any]
+    """Name, fingerprint and definition."""
     rows_sha256: str
     """Over the rows as read, in their order."""
     counts: Counts
+    truncated: dict[str, Dropped]
+    """Rows and negatives that were cut to ``data.max_length`` and kept, by what was cut."""
     num_train: int
     num_validation: int
     tokens: dict[str, dict[str, float]]
@@ -102,7 +110,7 @@ class PreparedSplit:
     Attributes:
         ids: stable id of each example.
         tokens: (tokens,) int32, prompt and completion of all examples.
-        mask: (tokens,) bool, True on completion tokens, the end token included.
+        mask: (tokens,) bool, True on the tokens to be predicted: those of the completions, their end tokens included.
         offsets: (examples + 1,) int64; example ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``.
         negatives: None where the dataset was prepared without.
     """
@@ -239,7 +247,7 @@ class PreparedDataset:
         return part.tokens[part.offsets[index] : part.offsets[index + 1]]
 
     def completion_mask(self, split: Split, index: int) -> npt.NDArray[np.bool_]:
-        """(tokens,) bool, True exactly on the completion's tokens, its one end token included: a view."""
+        """(tokens,) bool, True exactly on the completions' tokens, the one end token of each included: a view."""
         part = self.split(split)
         return part.mask[part.offsets[index] : part.offsets[index + 1]]
 
@@ -272,6 +280,11 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("kind") != "prepared":
         raise ValueError(f"{path} is not the manifest of a prepared dataset. {_RUN_PREPARE}")
+    if manifest.get("layout", 1) != LAYOUT:
+        raise ValueError(
+            f"{folder} was prepared by another version of dftune (layout {manifest.get('layout', 1)}, this one reads "
+            f"{LAYOUT}). Run `dftune prepare RECIPE --force`."
+        )
     missing = sorted(Manifest.__required_keys__ - manifest.keys())
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: another version wrote it. {_RUN_PREPARE}")

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dftune.data import negatives
-from dftune.data.cells import has_surrogate, is_conversation, scalar, turn
+from dftune.data.cells import exchange, has_surrogate, is_answer, is_conversation, question, scalar, text
 from dftune.data.config import DataConfig
 from dftune.data.dataset import Counts, Dropped, NegativeCounts
+from dftune.data.messages import Message
 from dftune.data.negatives import Negative
 from dftune.data.sources import Row
 from dftune.files import canonical_json, fingerprint
@@ -23,6 +24,8 @@ NOT_UNICODE = "text that is not valid Unicode"
 NO_ANSWER = "missing answer"
 DUPLICATE = "exact duplicate"
 TOO_LONG = "too long"
+CUT_AWAY = "completion cut away"
+UNANSWERED = "conversation that ends without an answer"
 NOTHING_TO_LEARN = "no token to train on"
 END_INSIDE = "end-of-turn token inside the solution"
 NO_NEGATIVE = "no negative left"
@@ -42,6 +45,13 @@ class Example:
     location: str
     """Where it stands in the source."""
     negatives: tuple[Negative, ...] = ()
+    history: tuple[Message, ...] = ()
+    """The messages of a conversation before its last question, which is the problem."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The whole conversation."""
+        return (*self.history, Message("user", self.problem), Message("assistant", self.solution))
 
 
 @dataclass
@@ -54,6 +64,8 @@ class Ledger:
     num_negatives: int = 0
     dropped_negatives: dict[str, list[str]] = field(default_factory=dict)
     """The same of the dropped negatives."""
+    cut: dict[str, list[str]] = field(default_factory=dict)
+    """Locations of the rows and negatives that were cut to data.max_length, by what was cut."""
 
     def drop(self, reason: str, location: str) -> None:
         """Count a row as left out."""
@@ -62,6 +74,10 @@ class Ledger:
     def drop_negative(self, reason: str, number: int, location: str) -> None:
         """Count a negative as left out."""
         self.dropped_negatives.setdefault(reason, []).append(f"{location}, negative {number}")
+
+    def count_cut(self, what: str, location: str) -> None:
+        """Count a row, or a negative, that is kept in part."""
+        self.cut.setdefault(what, []).append(location)
 
     def leave_out_with_row(self, left_out: Sequence[Negative], location: str) -> None:
         """Count the negatives of a row that is left out for a reason of its own."""
@@ -79,6 +95,10 @@ class Ledger:
         assert self.num_negatives == sum(kept) + num_dropped, "a negative was lost without a count"
         per_row = {"min": min(kept), "max": max(kept)}
         return {"read": self.num_negatives, "kept": sum(kept), "per_row": per_row, "dropped": dropped}
+
+    def truncated(self) -> dict[str, Dropped]:
+        """The account of what was cut as the manifest shows it."""
+        return _account(self.cut)[0]
 
     def summary(self) -> str:
         """``3 too long, 1 exact duplicate``."""
@@ -151,7 +171,7 @@ class _Selection:
         if fields.negatives is not None and not usable:
             self.ledger.drop(NO_NEGATIVE, location)
             return
-        content = fingerprint(fields.problem.encode(), fields.solution.encode())
+        content = fields.content()
         if content in self.id_of_content:
             self._join(self.id_of_content[content], usable, location)
             return
@@ -167,10 +187,10 @@ class _Selection:
 
     def _usable(self, fields: _Fields, location: str) -> tuple[Negative, ...]:
         usable = []
-        for number, text in fields.negatives or ():
-            reason = negatives.reason_to_drop(text, fields.solution)
+        for number, negative in fields.negatives or ():
+            reason = negatives.reason_to_drop(negative, fields.solution or "")
             if reason is None:
-                usable.append((number, text))
+                usable.append((number, negative))
             else:
                 self.ledger.drop_negative(reason, number, location)
         return tuple(usable)
@@ -241,8 +261,10 @@ def _braced(text: str, position: int) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
+    history: tuple[Message, ...]
     problem: str
-    solution: str
+    solution: str | None
+    """None where a conversation ends with the question."""
     answer: str | None
     source: str | None
     id: str | None
@@ -252,36 +274,43 @@ class _Fields:
     @classmethod
     def read(cls, row: dict[str, Any], config: DataConfig, location: str) -> _Fields:
         columns = config.columns
-        if columns.problem == columns.solution and not is_conversation(row.get(columns.solution)):
-            raise ValueError(
-                f"{location}: data.columns.problem and data.columns.solution are both {columns.solution!r}, which must "
-                "then hold a conversation: a list of a user's message and an assistant's answer."
-            )
-        solution = turn(row.get(columns.solution), "assistant", columns.solution, location)
+        history, problem, solution = _texts(row, config, location)
         # Sources such as the original GSM8K call the solution "answer".
         has_answer = columns.answer not in (columns.solution, columns.problem)
         answer = scalar(row.get(columns.answer), columns.answer, location) if has_answer else None
         return cls(
-            problem=turn(row.get(columns.problem), "user", columns.problem, location),
+            history=history,
+            problem=problem,
             solution=solution,
-            answer=answer if answer is not None else find_answer(solution),
+            answer=answer if answer is not None else find_answer(solution or ""),
             source=scalar(row.get(columns.source), columns.source, location),
             id=scalar(row.get(columns.id), columns.id, location),
             negatives=(negatives.read_negatives(row, columns, location) if columns.negatives is not None else None),
         )
 
+    def content(self) -> str:
+        """What an id is made from where the row has none."""
+        assert self.solution is not None
+        said = [[list(message) for message in self.history]] if self.history else []
+        return fingerprint(self.problem.encode(), self.solution.encode(), *said)
+
     def digest(self) -> bytes:
         values: list[Any] = [self.problem, self.solution, self.answer, self.source, self.id]
         if self.negatives is not None:
             values.append(self.negatives)
+        if self.history:
+            values.append({"history": self.history})
         return canonical_json(values) + b"\n"
 
     def reason_to_drop(self, config: DataConfig) -> str | None:
         if config.sources and self.source not in config.sources:
             return NOT_SELECTED
-        if not self.problem.strip() or not self.solution.strip():
+        if self.solution is None:
+            return UNANSWERED
+        said = [message.content for message in self.history]
+        if not all(text.strip() for text in (*said, self.problem, self.solution)):
             return EMPTY
-        texts = (self.problem, self.solution, self.answer or "", self.source or "", self.id or "")
+        texts = (*said, self.problem, self.solution, self.answer or "", self.source or "", self.id or "")
         if any(has_surrogate(text) for text in texts):
             return NOT_UNICODE
         if config.require_answer and self.answer is None:
@@ -289,7 +318,35 @@ class _Fields:
         return None
 
     def example(self, content: str, location: str, usable: tuple[Negative, ...]) -> Example:
-        return Example(self.id or content, self.source, self.problem, self.solution, self.answer, location, usable)
+        assert self.solution is not None
+        return Example(
+            self.id or content, self.source, self.problem, self.solution, self.answer, location, usable, self.history
+        )
+
+
+def _texts(row: dict[str, Any], config: DataConfig, location: str) -> tuple[tuple[Message, ...], str, str | None]:
+    """What was said before, the problem, and the solution, from text or conversations in either column."""
+    columns = config.columns
+    asking, answering = row.get(columns.problem), row.get(columns.solution)
+    if columns.problem == columns.solution and not is_conversation(answering):
+        raise ValueError(
+            f"{location}: data.columns.problem and data.columns.solution are both {columns.solution!r}, which must "
+            "then hold a conversation: a list of a user's messages and an assistant's answers."
+        )
+    solution: str | None
+    if is_answer(answering):
+        (answer,) = answering or ()
+        solution = text(answer.get("content"), columns.solution, location)
+    elif is_conversation(answering):
+        found = exchange(answering, columns.solution, location)
+        problem = found.asked if asking == answering else question(asking, columns.problem, location)
+        return found.history, problem, found.answered
+    else:
+        solution = text(answering, columns.solution, location)
+    if is_conversation(asking):
+        before = exchange(asking, columns.problem, location)
+        return before.history, before.asked, solution
+    return (), text(asking, columns.problem, location), solution
 
 
 def _named_columns(config: DataConfig) -> set[str]:

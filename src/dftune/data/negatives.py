@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dftune.data.cells import exchange, has_surrogate, is_conversation, text
+from dftune.data.cells import Exchange, exchange, has_surrogate, is_answer, is_conversation, text
 from dftune.data.config import ColumnsConfig
 
 Negative = tuple[int, str]
@@ -17,6 +17,7 @@ NEGATIVE_NOT_UNICODE = "text that is not valid Unicode"
 NEGATIVE_NOTHING_TO_SCORE = "no token to train on"
 NEGATIVE_END_INSIDE = "end-of-turn token inside the negative"
 NEGATIVE_TOO_LONG = "too long"
+NEGATIVE_CUT_AWAY = "completion cut away"
 ALREADY_THERE = "already there from an earlier row"
 ROW_LEFT_OUT = "row left out"
 
@@ -67,7 +68,9 @@ def read_negatives(row: Mapping[str, Any], columns: ColumnsConfig, location: str
         ValueError: a cell has the wrong type, or is the answer to another question than the solution.
     """
     solution = row.get(columns.solution)
-    asked = exchange(solution, columns.solution, location)["user"] if is_conversation(solution) else None
+    asked = None
+    if is_conversation(solution) and not is_answer(solution):
+        asked = exchange(solution, columns.solution, location)
     found = negative_columns(columns.negatives, row)
     if len(found) == 1 and found[0][1] == columns.negatives:
         (_, column) = found[0]
@@ -81,17 +84,28 @@ def read_negatives(row: Mapping[str, Any], columns: ColumnsConfig, location: str
     )
 
 
-def _text_of(cell: Any, asked: str | None, column: str, location: str) -> str:
+def _text_of(cell: Any, asked: Exchange | None, column: str, location: str) -> str:
+    if is_answer(cell):
+        return text(cell[0].get("content"), column, location)
     if not is_conversation(cell):
         return text(cell, column, location)
-    turns = exchange(cell, column, location)
-    if asked is not None and turns["user"].strip() != asked.strip():
+    found = exchange(cell, column, location)
+    if found.answered is None:
+        raise ValueError(
+            f"{location}: column {column!r} must hold text, or a conversation that ends with an assistant's answer; "
+            f"found {len(cell)} messages of {', '.join(str(message.get('role')) for message in cell)}."
+        )
+    if asked is not None and _stripped(found) != _stripped(asked):
         raise ValueError(
             f"{location}: column {column!r} answers another question than the solution does: "
-            f"{turns['user'][:60]!r} instead of {asked[:60]!r}. The columns were put together wrongly; match the rows "
-            "by their ids."
+            f"{found.asked[:60]!r} instead of {asked.asked[:60]!r}. The columns were put together wrongly; match the "
+            "rows by their ids."
         )
-    return turns["assistant"]
+    return found.answered
+
+
+def _stripped(found: Exchange) -> list[str]:
+    return [*(message.content.strip() for message in found.history), found.asked.strip()]
 
 
 def reason_to_drop(negative: str, solution: str) -> str | None:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from dftune.data import negatives
 from dftune.data.config import DataConfig
+from dftune.data.conversations import Row, Turns, split_turns
 from dftune.data.dataset import (
+    LAYOUT,
     Manifest,
     PreparedDataset,
     differing_settings,
@@ -23,6 +25,7 @@ from dftune.data.dataset import (
 )
 from dftune.data.examples import (
     BEYOND_LIMIT,
+    CUT_AWAY,
     END_INSIDE,
     NO_NEGATIVE,
     NOTHING_TO_LEARN,
@@ -42,6 +45,7 @@ from dftune.data.tokenizer import (
     tokenizer_fingerprint,
     train_tokenizer,
 )
+from dftune.data.truncation import CUT_NEGATIVE, Cut, cut_left, cut_right
 from dftune.files import fingerprint
 from dftune.recipe import Recipe
 
@@ -54,6 +58,7 @@ _OF_NEGATIVE = {
     NOTHING_TO_LEARN: negatives.NEGATIVE_NOTHING_TO_SCORE,
     END_INSIDE: negatives.NEGATIVE_END_INSIDE,
     TOO_LONG: negatives.NEGATIVE_TOO_LONG,
+    CUT_AWAY: negatives.NEGATIVE_CUT_AWAY,
 }
 
 
@@ -83,7 +88,9 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
     report("reading", ledger.num_rows, ledger.num_rows)
     _check_some_left(len(examples), data, ledger)
     identity = tokenizer_origin(recipe) if scratch else tokenizer_fingerprint(tokenizer)
-    content = fingerprint(settings_of(recipe), prompt_format.fingerprint, identity, rows_sha256)
+    content = fingerprint(LAYOUT, settings_of(recipe), prompt_format.fingerprint, identity, rows_sha256)
+    if any(example.history for example in examples):
+        content = fingerprint(content, prompt_format.conversation_fingerprint(tokenizer))
     existing = find_existing(data.prepared, content, lambda manifest: differing_settings(manifest, recipe), force)
     if existing is not None:
         report("already prepared", 1, 1)
@@ -99,13 +106,15 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
     validation = [item for item in encoded if item.example.id in held_out]
     manifest = Manifest(
         kind="prepared",
+        layout=LAYOUT,
         fingerprint=content,
         settings=settings_of(recipe),
         tokenizer=tokenizer_origin(recipe),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        prompt_format={"name": data.prompt_format, "fingerprint": prompt_format.fingerprint},
+        prompt_format=prompt_format.record(),
         rows_sha256=rows_sha256,
         counts=ledger.counts(),
+        truncated=ledger.truncated(),
         num_train=len(train),
         num_validation=len(validation),
         tokens=token_statistics(encoded),
@@ -136,10 +145,13 @@ def choose_held_out(ids: Sequence[str], count: int) -> set[str]:
 
 
 def token_statistics(encoded: Sequence[Encoded]) -> dict[str, dict[str, float]]:
-    """min, mean, median, p95, max and sum of the tokens in prompts, completions, both, and negatives if any."""
-    prompts = np.array([item.num_prompt for item in encoded])
+    """min, mean, median, p95, max and sum of the tokens in prompts, completions, both, and negatives if any.
+
+    Completions are what is trained on; whatever else a row holds is prompt.
+    """
+    completions = np.array([item.num_supervised for item in encoded])
     totals = np.array([len(item.tokens) for item in encoded])
-    parts = {"prompt": prompts, "completion": totals - prompts, "total": totals}
+    parts = {"prompt": totals - completions, "completion": completions, "total": totals}
     others = [len(tokens) for item in encoded for _, tokens in item.negatives]
     if others:
         parts["negative"] = np.array(others)
@@ -163,6 +175,8 @@ class _Encoding:
     """Reason by id."""
     refused_negatives: dict[str, dict[int, str]] = field(default_factory=dict)
     """Reason by id and number, for every example that is fit itself."""
+    cut: dict[str, list[str]] = field(default_factory=dict)
+    """What was cut, by id of the example that is kept."""
 
 
 @dataclass(frozen=True)
@@ -186,56 +200,108 @@ class _Task:
         three rounds are usual.
         """
         refused: dict[str, str] = {}
+        blank = blank_tokenizer()
         refused_negatives: dict[str, dict[int, str]] = {}
         while True:
             chosen = [example for example in examples if example.id not in refused][: self.data.limit]
             _check_some_left(len(chosen), self.data, self.ledger, refused)
             held_out = choose_held_out([example.id for example in chosen], self.data.validation)
-            texts = [text for example in chosen if example.id not in held_out for text in self._texts(example)]
+            texts = [text for example in chosen if example.id not in held_out for text in self._texts(example, blank)]
             self.report("training the tokenizer", 0, None)
             tokenizer = train_tokenizer(texts, vocab_size)
             encoding = self._encode(tokenizer, chosen, None)
             refused_negatives |= encoding.refused_negatives
             if not encoding.refused:
-                self._account(examples, _Encoding(encoding.encoded, refused, refused_negatives))
+                self._account(examples, _Encoding(encoding.encoded, refused, refused_negatives, encoding.cut))
                 return tokenizer, encoding.encoded
             refused |= encoding.refused
 
-    def _texts(self, example: Example) -> tuple[str, str]:
-        return self.prompt_format.render(example.problem), self.prompt_format.completion_prefix + example.solution
+    def _texts(self, example: Example, tokenizer: Any) -> list[str]:
+        turns = split_turns(self.prompt_format, tokenizer, example.messages, self._turns)
+        return [text for turn in turns for text in turn]
+
+    @property
+    def _turns(self) -> Turns:
+        # Negatives answer the last question, so there only its answer can be held against them.
+        return "last" if self.data.columns.negatives is not None else self.data.turns
 
     def _encode(self, tokenizer: Any, examples: Sequence[Example], limit: int | None) -> _Encoding:
         encoder = BatchEncoder(self.prompt_format, tokenizer)
+        bos = tokenizer.bos_token_id
         found = _Encoding()
         for start in range(0, len(examples), _BATCH):
             self.report("tokenising", start, len(examples))
             batch = examples[start : start + _BATCH]
-            rows = encoder.encode([example.problem for example in batch], [example.solution for example in batch])
+            rows = self._rows(encoder, batch)
             others = iter(encoder.completions([text for example in batch for _, text in example.negatives]))
-            for example, (prompt, completion) in zip(batch, rows, strict=True):
+            for example, whole in zip(batch, rows, strict=True):
                 if limit is not None and len(found.encoded) == limit:
                     break
                 own = {number: next(others) for number, _ in example.negatives}
-                reason = self._reason_to_refuse(prompt, completion, encoder.end)
-                fit, unfit = self._fit_and_unfit(prompt, own, encoder.end)
+                cut, reason = self._fit(whole, encoder.end, bos)
+                row = whole if cut is None else cut.row
+                fit, unfit = self._fit_and_unfit(row, own, encoder.end)
                 if reason is None:
                     found.refused_negatives[example.id] = unfit
                     reason = NO_NEGATIVE if own and not fit else None
                 if reason is not None:
                     found.refused[example.id] = reason
-                else:
-                    tokens = np.array(prompt + completion, dtype=np.int32)
-                    found.encoded.append(Encoded(example, tokens, len(prompt), fit))
+                    continue
+                found.encoded.append(Encoded(example, np.array(row.ids, dtype=np.int32), row.spans, fit))
+                shortened = [CUT_NEGATIVE for number, ids in fit if len(ids) < len(own[number])]
+                if cut is not None or shortened:
+                    found.cut[example.id] = [*([cut.what] if cut is not None else []), *shortened]
         self._check_lengths(found, examples)
         self.report("tokenising", len(examples), len(examples))
         return found
 
+    def _rows(self, encoder: BatchEncoder, batch: Sequence[Example]) -> list[Row]:
+        try:
+            return encoder.rows([example.messages for example in batch], self._turns)
+        except ValueError:
+            for example in batch:  # which one it is
+                try:
+                    encoder.rows([example.messages], self._turns)
+                except ValueError as error:
+                    raise ValueError(f"{example.location}: {error}") from None
+            raise
+
+    def _fit(self, row: Row, end: int, bos: int | None) -> tuple[Cut | None, str | None]:
+        """The row cut to the length allowed, None where that is not needed; and why it cannot be used, if so."""
+        first = row.spans[0][0]
+        if first == 0 or any(stop - start < 2 for start, stop in row.spans):
+            return None, NOTHING_TO_LEARN  # the first token of a row has nothing to be predicted from
+        if any(end in row.ids[start : stop - 1] for start, stop in row.spans):
+            return None, END_INSIDE  # the model would be trained to go on after its end token
+        if len(row.ids) <= self.data.max_length:
+            return None, None
+        if self.data.truncation == "left":
+            cut = cut_left(row, self.data.max_length, bos)
+            return cut, None if cut is not None else TOO_LONG
+        if self.data.truncation == "right":
+            cut = cut_right(row, self.data.max_length)
+            return cut, None if cut is not None else CUT_AWAY
+        return None, TOO_LONG
+
     def _fit_and_unfit(
-        self, prompt: list[int], completions: dict[int, list[int]], end: int
+        self, row: Row, completions: dict[int, list[int]], end: int
     ) -> tuple[tuple[tuple[int, npt.NDArray[np.int32]], ...], dict[int, str]]:
-        reasons = {number: self._reason_to_refuse(prompt, ids, end) for number, ids in completions.items()}
-        fit = [(number, np.array(ids, np.int32)) for number, ids in completions.items() if reasons[number] is None]
-        return tuple(fit), {number: _OF_NEGATIVE[reason] for number, reason in reasons.items() if reason is not None}
+        fit, unfit = [], {}
+        prompt, solution = row.ids[: row.spans[-1][0]], row.ids[row.spans[-1][0] :]
+        for number, ids in completions.items():
+            whole = Row(prompt + ids, ((len(prompt), len(prompt) + len(ids)),))
+            cut, reason = self._fit(whole, end, None)
+            # A prompt belongs to all completions of its row, so it is not cut further for a long negative.
+            if cut is not None and self.data.truncation == "left":
+                cut, reason = None, TOO_LONG
+            kept = ids if cut is None else cut.row.ids[len(prompt) :]
+            if reason is not None:
+                unfit[number] = _OF_NEGATIVE[reason]
+            elif cut is not None and kept == solution:
+                unfit[number] = negatives.EQUAL
+            else:
+                fit.append((number, np.array(kept, np.int32)))
+        return tuple(fit), unfit
 
     def _check_lengths(self, found: _Encoding, examples: Sequence[Example]) -> None:
         too_long = [name for name, reason in found.refused.items() if reason == TOO_LONG]
@@ -245,24 +311,16 @@ class _Task:
             for number, reason in reasons.items()
             if reason == negatives.NEGATIVE_TOO_LONG
         ]
-        if not too_long or self.data.on_too_long == "drop":
+        if not too_long or self.data.truncation != "error":
             return
         num_negatives = sum(len(example.negatives) for example in examples)
         total = f"{len(examples)} examples" + (f" and {num_negatives} negatives" if num_negatives else "")
         raise ValueError(
             f"{len(too_long)} of {total} have more than data.max_length={self.data.max_length} "
             f"tokens in prompt and completion: {_some(too_long)}. "
-            "Raise data.max_length, or set data.on_too_long=drop to leave them out."
+            "Raise data.max_length, or set data.truncation=drop to leave them out, left to cut the prompt, or right to "
+            "cut the completion."
         )
-
-    def _reason_to_refuse(self, prompt: list[int], completion: list[int], end: int) -> str | None:
-        if not prompt or len(completion) < 2:  # the first token of a row has nothing to be predicted from
-            return NOTHING_TO_LEARN
-        if end in completion[:-1]:  # the model would be trained to go on after its end token
-            return END_INSIDE
-        if len(prompt) + len(completion) > self.data.max_length:
-            return TOO_LONG
-        return None
 
     def _account(self, examples: Sequence[Example], encoding: _Encoding) -> None:
         kept = {item.example.id for item in encoding.encoded}
@@ -270,6 +328,8 @@ class _Task:
             reason = None if example.id in kept else encoding.refused.get(example.id, BEYOND_LIMIT)
             if reason is not None:
                 self.ledger.drop(reason, example.location)
+            for what in encoding.cut.get(example.id, ()):
+                self.ledger.count_cut(what, example.location)
             if reason in (None, NO_NEGATIVE):
                 for number, why in encoding.refused_negatives[example.id].items():
                     self.ledger.drop_negative(why, number, example.location)

@@ -84,11 +84,7 @@ def _advice(role: str, names: list[str], config: DataConfig) -> str:
         verb = "those are" if role == "negatives" else "that is"
         return f"Set data.columns.{role}={usual[0]}, if {verb} the {role}."
     if {"messages", "conversations"} & set(names):
-        return (
-            "A column of conversations that each are a user's message and an assistant's answer is read as both: set "
-            "data.columns.problem and data.columns.solution to it. Other conversations are not read: write the two "
-            "turns into two text columns, problem and solution."
-        )
+        return "Conversations, lists of {role, content}, are read whole: set data.columns.messages to their column."
     return f"Set data.columns.{role}=NAME, one of these columns."
 
 

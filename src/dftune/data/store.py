@@ -30,9 +30,23 @@ class Encoded:
     example: Example
     tokens: npt.NDArray[np.int32]
     """(tokens,) prompt and completion."""
-    num_prompt: int
+    spans: tuple[tuple[int, int], ...]
+    """Start and end of every completion that is trained on, its end token included."""
     negatives: tuple[tuple[int, npt.NDArray[np.int32]], ...] = ()
     """Number and (tokens,) completion of each negative."""
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that are trained on."""
+        return sum(end - start for start, end in self.spans)
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(tokens,) bool, true on the tokens that are trained on."""
+        mask = np.zeros(len(self.tokens), np.bool_)
+        for start, end in self.spans:
+            mask[start:end] = True
+        return mask
 
 
 def find_existing(
@@ -146,7 +160,7 @@ def _table(part: Sequence[Encoded], schema: Any) -> Any:
         for name in ("id", "source", "problem", "solution", "answer")
     ]
     lengths = [len(item.tokens) for item in part]
-    masks = [np.arange(len(item.tokens)) >= item.num_prompt for item in part]
+    masks = [item.mask for item in part]
     lists = [_lists(np.concatenate([item.tokens for item in part]), lengths), _lists(np.concatenate(masks), lengths)]
     if "negatives" in schema.names:
         negatives = [negative for item in part for negative in item.negatives]

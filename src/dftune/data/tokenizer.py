@@ -6,8 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dftune.data.conversations import Row, Turns, encode_turns, split_turns
 from dftune.data.hub import from_pretrained
-from dftune.data.prompts import PromptFormat, adds_bos
+from dftune.data.messages import Message
+from dftune.data.prompt_format import PromptFormat, ended
+from dftune.data.tokens import TextEncoder, adds_bos
 from dftune.files import canonical_json, fingerprint
 from dftune.train.config import ModelConfig
 
@@ -111,34 +114,39 @@ class BatchEncoder:
     def __init__(self, prompt_format: PromptFormat, tokenizer: Any) -> None:
         self._format = prompt_format
         self._tokenizer = tokenizer
+        self._encoder = TextEncoder(tokenizer)
         self.end = prompt_format.end_token_id(tokenizer)
-        self._bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
 
     def encode(self, problems: Sequence[str], solutions: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Token ids of prompt and completion of every row, the completion with its end token."""
-        prompts = self._ids([self._format.render(problem) for problem in problems])
+        prompts = self._encoder.beginnings([self._format.render(problem) for problem in problems])
         completions = self.completions(solutions)
-        rows = [(self._begun(prompt), completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        if rows:
-            one_by_one = (
-                self._format.encode_prompt(self._tokenizer, problems[0]),
-                self._format.encode_completion(self._tokenizer, solutions[0]),
-            )
-            assert rows[0] == one_by_one, "prompts would be tokenised differently in training and in evaluation"
-        return rows
+        return list(zip(prompts, completions, strict=True))
 
     def completions(self, solutions: Sequence[str]) -> list[list[int]]:
         """Token ids of every completion, with its end token."""
-        return [self._ended(ids) for ids in self._ids([self._format.completion_prefix + text for text in solutions])]
+        texts = [self._format.render_completion(solution) for solution in solutions]
+        return [ended(ids, self.end) for ids in self._encoder.continuations(texts)]
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-        return ids
+    def rows(self, conversations: Sequence[Sequence[Message]], turns: Turns) -> list[Row]:
+        """Token ids of conversations and where the completions in them lie.
 
-    def _begun(self, ids: list[int]) -> list[int]:
-        return ids if self._bos is None or ids[:1] == [self._bos] else [self._bos, *ids]
+        Those of one question and its answer are encoded together, which is faster.
 
-    def _ended(self, ids: list[int]) -> list[int]:
-        return ids if ids[-1:] == [self.end] else [*ids, self.end]
+        Raises:
+            ValueError: the format cannot render a conversation.
+        """
+        single = [place for place, messages in enumerate(conversations) if len(messages) == 2]
+        pairs = self.encode(*([conversations[place][side].content for place in single] for side in (0, 1)))
+        rows: dict[int, Row] = {}
+        for place, (prompt, completion) in zip(single, pairs, strict=True):
+            total = len(prompt) + len(completion)
+            rows[place] = Row(prompt + completion, ((len(prompt), total),))
+        return [
+            rows[place] if place in rows else self._conversation(messages, turns)
+            for place, messages in enumerate(conversations)
+        ]
+
+    def _conversation(self, messages: Sequence[Message], turns: Turns) -> Row:
+        parts = split_turns(self._format, self._tokenizer, messages, turns)
+        return encode_turns(parts, self._encoder, self.end)

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from dftune.evaluate.answers.judge import Outcome, compare_answers, read
+from dftune.evaluate.answers.tolerance import within
 from dftune.evaluate.extract import extract
 
 GRADER_VERSION = "1"
@@ -31,13 +32,14 @@ class Verdict:
     elapsed: float
 
 
-def grade(target: str | list[str], completion: str, *, strict: bool = False) -> Verdict:
+def grade(target: str | list[str], completion: str, *, strict: bool = False, tolerance: float | None = None) -> Verdict:
     """Grade one completion.
 
     Args:
         target: the reference answer, or alternatives of which any one will do.
         completion: what the model wrote.
         strict: accept an answer in a box or an answer tag only.
+        tolerance: absolute error that a benchmark allows for this one reference.
     """
     start = perf_counter()
     targets = [target] if isinstance(target, str) else list(target)
@@ -48,6 +50,8 @@ def grade(target: str | list[str], completion: str, *, strict: bool = False) -> 
         outcome, answer, rule = Outcome(False, "extract", "no answer"), None, None
     else:
         outcome = _best([_compare(gold, found.answer, completion, strict) for gold in targets])
+        if outcome.equal is not True and tolerance and any(within(gold, found.answer, tolerance) for gold in targets):
+            outcome = Outcome(True, "tolerance", f"within {tolerance:g}")
         answer, rule = found.answer, found.rule
     verdict: Literal["correct", "incorrect", "ungraded"] = (
         "ungraded" if outcome.equal is None else "correct" if outcome.equal else "incorrect"

@@ -10,7 +10,9 @@ from typing import Any
 from dftune.config import read_yaml
 from dftune.files import read_json, read_jsonl
 
+ADAPTER_FILE = "adapter_config.json"
 _STEP = re.compile(r"step-(\d+)")
+_INSIDE = ("model", "adapter")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def plan(
     if at is not None:
         if step is not None or all_checkpoints:
             raise ValueError(f"{model} is one model of {run}; give the run itself with --step or --all-checkpoints.")
-        return [Plan(str(path / "model" if (path / "model").is_dir() else path), output or run, at)]
+        return [Plan(str(_model_in(path) or path), output or run, at)]
     models = _models(path)
     if step is not None:
         chosen = [step]
@@ -74,15 +76,15 @@ def plan(
 def locate(path: Path) -> tuple[Path | None, int | None]:
     """The training run that ``path`` is or belongs to, and the step of the model that it names within it.
 
-    ``RUN`` gives the run and no step; ``RUN/model``, ``RUN/checkpoints/step-N`` and ``RUN/checkpoints/step-N/model``
-    give both; anything else gives neither.
+    ``RUN`` gives the run and no step; ``RUN/model``, ``RUN/adapter``, ``RUN/checkpoints/step-N`` and the ``model`` or
+    ``adapter`` in it give both; anything else gives neither.
     """
     if _is_run(path):
         return path, None
     path = path.absolute()
-    if path.name == "model" and _is_run(path.parent):
+    if path.name in _INSIDE and _is_run(path.parent):
         return _shown(path.parent), _final_step(path.parent)
-    checkpoint = path.parent if path.name == "model" else path
+    checkpoint = path.parent if path.name in _INSIDE else path
     match = _STEP.fullmatch(checkpoint.name)
     run = checkpoint.parent.parent
     if match and checkpoint.parent.name == "checkpoints" and _is_run(run):
@@ -109,15 +111,26 @@ def _is_run(path: Path) -> bool:
 
 
 def _models(run: Path) -> dict[int, Path]:
-    """The models of a run by step; at the last step the final model, which has the weights of that checkpoint."""
+    """The models and adapters of a run by step; at the last step the final model, with that checkpoint's weights."""
     models = {}
     for folder in (run / "checkpoints").glob("step-*"):
         match = _STEP.fullmatch(folder.name)
-        if match and (folder / "model").is_dir():
-            models[int(match[1])] = folder / "model"
+        model = _model_in(folder)
+        if match and model is not None:
+            models[int(match[1])] = model
     if (run / "model").is_dir():
         models[_final_step(run)] = run / "model"
     return models
+
+
+def _model_in(checkpoint: Path) -> Path | None:
+    """What a checkpoint holds: a model, or the adapter alone."""
+    return next((checkpoint / name for name in _INSIDE if (checkpoint / name).is_dir()), None)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (path / ADAPTER_FILE).is_file() and not (path / "config.json").is_file()
 
 
 def _final_step(run: Path) -> int:

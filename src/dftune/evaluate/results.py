@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dftune.evaluate.metrics import accuracy_estimate
-from dftune.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from dftune.evaluate.benchmarks import Benchmark, Problem
+from dftune.evaluate.protocols import stored_protocols
+from dftune.files import append_jsonl, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 
 Row = dict[str, Any]
 
-# Where things lay, and what can be worked out again, make no other completions.
-_FREE = {"model", "benchmark_path", "trained_prompt_format", "grader", "seconds", "prompt_format.name"}
+# Where things lay, what is read off the completions, and how many there are, make no other completions.
+_FREE = {
+    *("model", "benchmark_path", "trained_prompt_format", "grader", "seconds", "prompt_format.name"),
+    *("benchmark_fingerprint", "num_problems", "num_samples", "protocols", "by", "gold_problems"),
+}
+_FREE_SECTIONS = ("server.",)
+_SHOWN = 5
+
+
+def content_key(model_fingerprint: str, prompt: str, sampling: Mapping[str, Any], sample: int) -> str:
+    """What a completion follows from: model, prompt, sampling parameters, and which sample it is. 16 hex digits."""
+    return fingerprint(model_fingerprint, fingerprint(prompt), sampling, sample)
 
 
 class Results:
-    """``BENCHMARK.PROTOCOL.json`` and ``.jsonl``. Rows are appended, so a kill loses at most the last line."""
+    """``BENCHMARK.SAMPLING.json`` and ``.jsonl``. Rows are appended, so a kill loses at most the last line.
 
-    def __init__(self, folder: Path, benchmark: str, protocol: str) -> None:
-        self.path = folder / f"{benchmark}.{protocol}.jsonl"
-        self.settings_path = folder / f"{benchmark}.{protocol}.json"
+    Attributes:
+        path: the completions.
+        settings: how they were made, and for how many problems and samples.
+        rows: by problem id and sample.
+    """
+
+    def __init__(self, folder: Path, benchmark: str, sampling: str) -> None:
+        self.path = folder / f"{benchmark}.{sampling}.jsonl"
+        self.settings_path = folder / f"{benchmark}.{sampling}.json"
         self.settings: dict[str, Any] = {}
         self.rows: dict[tuple[str, int], Row] = {}
 
@@ -31,15 +46,27 @@ class Results:
         self.path.unlink(missing_ok=True)
         self.settings_path.unlink(missing_ok=True)
 
-    def open(self, settings: Mapping[str, Any], regrade: Callable[[Row], Row]) -> None:
-        """Begin, or take up what a run with the same settings left.
+    def open(
+        self,
+        settings: Mapping[str, Any],
+        benchmark: Benchmark,
+        render: Callable[[str], str],
+        regrade: Callable[[Row], Row],
+    ) -> None:
+        """Begin, or take up what is there, whatever its number of problems and samples.
+
+        A file only grows: asked for fewer problems or samples than it holds, it stays as it is. Completions are graded
+        again where the grader has another version or the benchmark another answer; that needs no model.
 
         Args:
             settings: how completions are made, as docs/run-folder.md lists it.
-            regrade: applied to every row when the verdicts there were given by another version of the grader.
+            benchmark: the problems asked for, and the source that they are the beginning of.
+            render: turns a problem's text into the prompt.
+            regrade: gives a row its verdict.
 
         Raises:
-            ValueError: the files there were made with other settings; each that differs is named.
+            ValueError: the files there were made with other settings, for other problems or prompts, or would become
+                uneven; the message says what differs.
         """
         before = read_json(self.settings_path) if self.settings_path.is_file() else None
         if before is None and self.path.is_file():
@@ -48,29 +75,92 @@ class Results:
                 "Move it away, or replace it with --overwrite."
             )
         if before is not None:
-            self._check_same(before, settings)
+            check_same(self.path, before, {**_of(benchmark), **settings})
+        self.settings = self._grown(before, settings, benchmark)
+        if before is not None:
             rows = read_jsonl(self.path, partial_last_line=True) if self.path.is_file() else []
-            if rows and before["grader"] != settings["grader"]:
-                rows = [regrade(row) for row in rows]
-                write_jsonl(self.path, rows)
-            self._remember(rows)
-        self.settings = {**settings, "seconds": before["seconds"] if before else 0.0}
-        write_json(self.settings_path, self.settings)
+            self._take_up(rows, benchmark, render, regrade, stale=before["grader"] != settings["grader"])
+        self.settings["seconds"] = before["seconds"] if before else 0.0
+        self._save_settings()
 
-    def _check_same(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        then, now = _flatten(before), _flatten(settings)
-        changed = [key for key in {**then, **now} if key not in _FREE and then.get(key) != now.get(key)]
-        if changed:
-            listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
+    def _grown(
+        self, before: Mapping[str, Any] | None, settings: Mapping[str, Any], benchmark: Benchmark
+    ) -> dict[str, Any]:
+        """The settings of the file that is to be: the larger of what is there and what is asked for."""
+        asked, num_samples = len(benchmark.rows), settings["num_samples"]
+        if before is None:
+            return {**_of(benchmark), **settings}
+        there = (before["num_problems"], before["num_samples"])
+        if (asked - there[0]) * (num_samples - there[1]) < 0:
             raise ValueError(
-                f"{self.path} holds completions made with other settings:\n{listed}\n"
-                "Use the same ones to continue it, --overwrite to replace it, or another --output."
+                f"{self.path} is meant for {there[0]} problems with {there[1]} samples each; {num_samples} for {asked} "
+                "problems would make it uneven. Ask for at least as many of both, or choose another --output."
             )
+        grown = {**_of(benchmark.first(max(asked, there[0]))), **settings}
+        if asked < there[0]:  # what is said of all problems stays
+            kept = {"benchmark_path": before["benchmark_path"], "gold_problems": before.get("gold_problems", [])}
+            grown |= {key: value for key, value in kept.items() if key in grown}
+        return grown | {
+            "num_samples": max(num_samples, there[1]),
+            "protocols": list(dict.fromkeys([*(one.name for one in stored_protocols(before)), *settings["protocols"]])),
+            "by": list(dict.fromkeys([*before.get("by", ()), *settings.get("by", ())])),
+        }
+
+    def _take_up(
+        self,
+        rows: Sequence[Row],
+        benchmark: Benchmark,
+        render: Callable[[str], str],
+        regrade: Callable[[Row], Row],
+        *,
+        stale: bool,
+    ) -> None:
+        """Keep the rows whose key is that of a completion we would make, grading again what needs it."""
+        problems = {problem.id: problem for problem in benchmark.source}
+        prompts = {problem.id: render(problem.problem) for problem in benchmark.source}
+        self._check_rows(rows, problems, prompts)
+        current = []
+        for row in rows:
+            problem = problems[row["id"]]
+            changed = (row["target"], row.get("tolerance")) != (problem.target, problem.tolerance)
+            current.append(regrade({**row, **reference(problem)}) if stale or changed else row)
+        if current != list(rows):
+            write_jsonl(self.path, current)
+        self._remember(current)
+
+    def _check_rows(self, rows: Sequence[Row], problems: Mapping[str, Problem], prompts: Mapping[str, str]) -> None:
+        unknown = list(dict.fromkeys(str(row["id"]) for row in rows if row["id"] not in problems))
+        if unknown:
+            raise ValueError(
+                f"{self.path} holds completions of {len(unknown)} problems that this benchmark does not have "
+                f"({', '.join(unknown[:_SHOWN])}{', ...' if len(unknown) > _SHOWN else ''}). It was made for another "
+                "benchmark of the same name: choose another --output, or --overwrite."
+            )
+        other = [row for row in rows if not self._same_key(row, prompts[row["id"]])]
+        if other:
+            raise ValueError(
+                f"{self.path} holds {len(other)} completions of another prompt, the first being that of "
+                f"{other[0]['id']!r}: the benchmark's text has changed. Choose another --output, or --overwrite."
+            )
+
+    def _same_key(self, row: Row, prompt: str) -> bool:
+        if "key" not in row:  # files from before there were keys
+            return bool(row["prompt"] == prompt)
+        return bool(row["key"] == self.key(prompt, row["sample"]))
+
+    def key(self, prompt: str, sample: int) -> str:
+        """The content key of a completion in this file."""
+        return content_key(str(self.settings["model_fingerprint"]), prompt, self.settings["sampling"], sample)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add completions."""
         append_jsonl(self.path, rows)
         self._remember(rows)
+
+    def replace(self, rows: Sequence[Row]) -> None:
+        """Put other versions of completions in the place of those that are there."""
+        self._remember(rows)
+        write_jsonl(self.path, self.rows.values())
 
     def _remember(self, rows: Iterable[Row]) -> None:
         self.rows.update({(row["id"], row["sample"]): row for row in rows})
@@ -78,6 +168,9 @@ class Results:
     def add_seconds(self, seconds: float) -> None:
         """Count time of generation."""
         self.settings["seconds"] = round(self.settings["seconds"] + seconds, 3)
+        self._save_settings()
+
+    def _save_settings(self) -> None:
         write_json(self.settings_path, self.settings)
 
     def finish(self, ids: Sequence[str]) -> None:
@@ -89,103 +182,39 @@ class Results:
             self.rows = {(row["id"], row["sample"]): row for row in ordered}
 
 
-@dataclass(frozen=True)
-class EvalSummary:
-    """One line of the table that `dftune evaluate` prints.
+def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Compare the settings that results were made with to those asked for.
 
-    Attributes:
-        benchmark: name of the benchmark.
-        protocol: ``greedy`` or ``sample``.
-        step: optimizer steps of the model.
-        num_problems: problems of the benchmark.
-        num_samples: completions a problem.
-        accuracy: mean over problems of the share of correct completions among the graded ones; None without any.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        num_ungraded: completions that could not be graded; they are not part of the accuracy.
-        truncated_share: completions cut off at the token limit, whatever their verdict.
-        mean_tokens: tokens a completion.
-        tokens_per_s: generated tokens a second in this session; None when nothing was generated.
-        completions: the file that holds them.
+    Raises:
+        ValueError: they would give other completions; each that differs is named.
     """
-
-    benchmark: str
-    protocol: str
-    step: int
-    num_problems: int
-    num_samples: int
-    accuracy: float | None
-    low: float
-    high: float
-    num_ungraded: int
-    truncated_share: float
-    mean_tokens: float
-    tokens_per_s: float | None
-    completions: Path
-
-
-def summarize(results: Results, tokens_per_s: float | None = None) -> EvalSummary:
-    """Sum up completions.
-
-    With one sample a problem the interval is Wilson's; with several it is taken over the means of the problems, since
-    samples of one problem are not independent (`dftune.evaluate.metrics.accuracy_estimate`).
-    """
-    rows = list(results.rows.values())
-    graded: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["verdict"] != "ungraded":
-            graded[row["id"]].append(float(row["verdict"] == "correct"))
-    num_graded = sum(map(len, graded.values()))
-    scores = [[sum(verdicts) / len(verdicts)] for verdicts in graded.values()]
-    estimate = accuracy_estimate(scores, num_completions=num_graded) if scores else None
-    return EvalSummary(
-        benchmark=results.settings["benchmark"],
-        protocol=results.settings["protocol"],
-        step=results.settings["step"],
-        num_problems=results.settings["num_problems"],
-        num_samples=results.settings["num_samples"],
-        accuracy=estimate.mean if estimate else None,
-        low=estimate.low if estimate else 0.0,
-        high=estimate.high if estimate else 1.0,
-        num_ungraded=len(rows) - num_graded,
-        truncated_share=sum(row["finish_reason"] == "length" for row in rows) / len(rows),
-        mean_tokens=sum(row["num_tokens"] for row in rows) / len(rows),
-        tokens_per_s=tokens_per_s,
-        completions=results.path,
-    )
-
-
-def table(summaries: Sequence[EvalSummary]) -> str:
-    """Accuracy with its interval, one line a benchmark, and where the completions are."""
-    steps = {summary.step for summary in summaries}
-    head = [*(["step"] if len(steps) > 1 else []), "benchmark", "protocol", "accuracy", "95 % interval", "n"]
-    rows = [[*head, "truncated", "ungraded", "tokens", "tokens/s"]]
-    for item in summaries:
-        rows.append(
-            [
-                *([str(item.step)] if len(steps) > 1 else []),
-                item.benchmark,
-                item.protocol + (f" x{item.num_samples}" if item.num_samples > 1 else ""),
-                "-" if item.accuracy is None else f"{100 * item.accuracy:.1f} %",
-                "-" if item.accuracy is None else f"{100 * item.low:.1f} to {100 * item.high:.1f}",
-                str(item.num_problems),
-                f"{100 * item.truncated_share:.1f} %",
-                str(item.num_ungraded),
-                f"{item.mean_tokens:.0f}",
-                "-" if item.tokens_per_s is None else f"{item.tokens_per_s:,.0f}",
-            ]
+    then, now = _flatten(before), _flatten(settings)
+    changed = [key for key in {**then, **now} if not _is_free(key) and then.get(key) != now.get(key)]
+    if changed:
+        listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
+        raise ValueError(
+            f"{path} holds completions made with other settings:\n{listed}\n"
+            "Use the same ones to continue it, --overwrite to replace it, or another --output. Samples of another "
+            "temperature can stand beside it under another --label."
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text = len(head) - 3  # names to the left, numbers to the right
-    lines = [
-        "  ".join(
-            cell.ljust(width) if index < text else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join([*lines, "", "completions:", *(f"  {item.completions}" for item in summaries)])
+
+
+def reference(problem: Problem) -> Row:
+    """What a row holds of its problem for the grader."""
+    return {"target": problem.target, **({} if problem.tolerance is None else {"tolerance": problem.tolerance})}
+
+
+def _of(benchmark: Benchmark) -> dict[str, Any]:
+    return {
+        "benchmark": benchmark.name,
+        "benchmark_path": benchmark.path,
+        "benchmark_fingerprint": benchmark.fingerprint,
+        "num_problems": len(benchmark.rows),
+    }
+
+
+def _is_free(key: str) -> bool:
+    return key in _FREE or key.startswith(_FREE_SECTIONS)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dftune.data.prompts import FORMATS, PromptFormat, get_format
-from dftune.data.tokenizer import tokenizer_fingerprint
-from dftune.environment import describe_environment, model_fingerprint
-from dftune.evaluate.benchmarks import Benchmark, Problem, load_benchmark
+from dftune.data.prompts import FORMATS, PromptFormat, get_format, recorded_format
+from dftune.evaluate.benchmarks import Benchmark, load_benchmark
 from dftune.evaluate.config import EvaluateConfig
-from dftune.evaluate.grade import GRADER_VERSION, grade
-from dftune.evaluate.locate import locate, plan
-from dftune.evaluate.results import EvalSummary, Results, Row, summarize
-from dftune.files import check_name, read_json, write_json
-from dftune.generate.base import Completion, Request, Sampling
-from dftune.generate.load import choose_device, choose_dtype, find_model, load_engine, load_tokenizer
-from dftune.progress import Progress
+from dftune.evaluate.grade import GRADER_VERSION, check_golds
+from dftune.evaluate.jobs import Job, plan_samplings
+from dftune.evaluate.locate import plan
+from dftune.evaluate.models import ModelFiles, begin_output, check_output, find_files
+from dftune.evaluate.protocols import BestScored, read_scores
+from dftune.evaluate.summary import EvalSummary
+from dftune.files import read_jsonl
+from dftune.generate.base import Engine
+from dftune.generate.client import load_server_engine
+from dftune.generate.load import choose_device, choose_dtype, load_engine, load_tokenizer
 
-if TYPE_CHECKING:
-    from dftune.generate.local import LocalEngine
+Say = Callable[[str], None]
 
-PROTOCOLS = ("greedy", "sample")
-_SECONDS_BETWEEN_SAVES = 10.0
+_SHOWN = 5
+_MESSAGE = PromptFormat("message", "{problem}", source="dftune")
+"""The problem alone as the user's message, for servers that render it by their own chat template."""
 
 
 def evaluate(
@@ -41,74 +38,75 @@ def evaluate(
     overwrite: bool = False,
     device: str = "auto",
     dtype: str = "auto",
-    say: Callable[[str], None] | None = None,
+    scores: Path | None = None,
+    say: Say | None = None,
 ) -> list[EvalSummary]:
-    """Complete and grade benchmarks with a model, and write ``output/evals/step-N/BENCHMARK.PROTOCOL.json(l)``.
+    """Complete and grade benchmarks with a model, and write ``output/evals/step-N/BENCHMARK.SAMPLING.json(l)``.
 
     Completions are saved as they are finished. Called again with the same settings it makes only those that are
-    missing, so a killed evaluation continues; one that is complete is only summed up again.
+    missing, so a killed evaluation continues, more samples or problems are added to what is there, and another protocol
+    on the same samples needs no model at all.
 
     Args:
-        model_path: folder of a Hugging Face checkpoint, or a model id of the hub.
+        model_path: folder of a Hugging Face checkpoint or of a LoRA adapter, or a model id of the hub.
         benchmarks: what `load_benchmark` reads.
-        config: protocol, sampling, prompt format; its own list of benchmarks is not looked at.
+        config: protocols, sampling, prompt format; its own list of benchmarks is not looked at.
         output: a run folder. One without ``manifest.json`` gets one of kind ``evaluate``.
         step: optimizer steps of the model, which names the folder of the results.
         overwrite: throw away results that are there already.
         device: ``auto``, ``cpu``, ``cuda``...
         dtype: of the weights; ``auto`` is bfloat16 on CUDA, float32 on the CPU.
+        scores: JSONL with id, sample and score of completions that are there, for ``rm@n``.
         say: told what a user should know; default, print to stderr.
+
+    Returns:
+        One summary a benchmark and protocol.
 
     Raises:
         ValueError: the model, a benchmark or the settings are wrong, or results of other settings are there.
+        IncompleteError: the engine gave up on some completions; the others are saved, and the next call asks for these.
     """
     say = say or _say
-    sampled = check_protocol(config)
+    samplings = plan_samplings(config)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    loaded = _load_all(benchmarks)
-    folder = find_model(model_path)
-    tokenizer = load_tokenizer(folder)
-    trained = trained_format(folder)
+    loaded = _load_all(benchmarks, config.data_dir)
+    ranking = _read_scores(scores, loaded, any(isinstance(one, BestScored) for s in samplings for one in s.protocols))
+    files = find_files(model_path)
+    tokenizer = load_tokenizer(files.folder)
+    trained = files.trained_format()
     prompt_format = choose_format(config, trained, tokenizer, say)
-    model = {"path": model_path, "fingerprint": model_fingerprint(folder)}
+    identity = files.fingerprint()
     shared = {
-        "protocol": config.protocol,
-        "num_samples": config.num_samples,
         "model": model_path,
-        "model_fingerprint": model["fingerprint"],
+        "model_fingerprint": identity,
         "step": step,
         "prompt_format": _named(prompt_format),
-        "trained_prompt_format": trained,
-        "sampling": {**sampled, "stop": list(prompt_format.stop)},
+        "trained_prompt_format": trained and {key: trained[key] for key in ("name", "fingerprint")},
         "grader": GRADER_VERSION,
-        "engine": "local",
-        "precision": dtype,
+        "engine": "server" if config.server else "local",
+        "precision": None if config.server else dtype,
+        "by": list(config.by),
+        **({"chat": True} if _by_chat(config) else {}),
     }
-    _check_output(output, folder, model["fingerprint"])
-    jobs = [_Job.of(benchmark, shared, output / "evals" / f"step-{step}") for benchmark in loaded]
+    check_output(output, files.place, identity)
+    folder = output / "evals" / f"step-{step}"
+    jobs = []
+    for benchmark in loaded:
+        known = shared | {"gold_problems": _check_golds(benchmark, say)}
+        jobs += [Job.of(benchmark, sampling, prompt_format, known, folder) for sampling in samplings]
     for job in jobs:  # all of them before any work, so that a conflict does not appear after an hour
-        if overwrite:
-            job.results.delete()
-        job.results.open(job.settings, _graded)
-    if not (output / "manifest.json").is_file():
-        manifest = describe_environment(device) | {
-            "model": {**model, "num_parameters": num_parameters(folder)},
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-            "prompt_format": _named(prompt_format),
-        }
-        _write_manifest(output, manifest)
+        job.scores = ranking
+        job.open(overwrite=overwrite)
+    model = {"path": model_path, "fingerprint": identity}
+    begin_output(output, model, files.folder, tokenizer, device, prompt_format=_named(prompt_format))
 
-    engine: LocalEngine | None = None
+    engine: Engine | None = None
     for job in jobs:
-        requests = _missing(job, prompt_format, tokenizer)
-        if requests:
-            engine = engine or load_engine(folder, device=device, dtype=dtype, batch_size=config.batch_size)
-            ends = engine.end_token_ids | {prompt_format.end_token_id(tokenizer)}
-            sampling = Sampling(**sampled, stop=prompt_format.stop, end_token_ids=ends)
-            job.generate(engine, requests, sampling, prompt_format)
-        job.results.finish([problem.id for problem in job.benchmark.rows])
-    return [summarize(job.results, job.tokens_per_s) for job in jobs]
+        if job.missing():
+            engine = engine or _make_engine(files, tokenizer, config, device=device, dtype=dtype, say=say)
+            job.generate(engine, tokenizer)
+    return [summary for job in jobs for summary in job.finish(config.by)]
 
 
 def evaluate_run(run: Path, config: EvaluateConfig, **options: Any) -> list[EvalSummary]:
@@ -123,45 +121,22 @@ def evaluate_run(run: Path, config: EvaluateConfig, **options: Any) -> list[Eval
     return evaluate(final.model, config.benchmarks, config, final.output, step=final.step, **options)
 
 
-def check_protocol(config: EvaluateConfig) -> dict[str, Any]:
-    """The sampling parameters that a protocol stands for; greedy decoding has no use for a seed, so its is always 0.
-
-    Raises:
-        ValueError: there is no such protocol, or the other settings contradict it.
-    """
-    if config.protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {config.protocol!r} is not known; use one of: {', '.join(PROTOCOLS)}.")
-    if config.protocol == "greedy":
-        if config.num_samples != 1:
-            raise ValueError(
-                f"protocol greedy makes the same completion every time, so num_samples {config.num_samples} would "
-                "repeat it. Use --protocol sample for several, or --num-samples 1."
-            )
-        return {"temperature": 0.0, "top_p": 1.0, "max_tokens": config.max_tokens, "seed": 0}
-    if config.temperature == 0:
-        raise ValueError("protocol sample needs a temperature above 0; at 0 use --protocol greedy.")
-    shared = {"top_p": config.top_p, "max_tokens": config.max_tokens, "seed": config.seed}
-    return {"temperature": config.temperature, **shared}
-
-
-def trained_format(folder: Path) -> dict[str, str] | None:
-    """Name and fingerprint of the prompt format that a model was trained with, or None where that is not known."""
-    run, _ = locate(folder)
-    return None if run is None else read_json(run / "manifest.json").get("prompt_format")
-
-
-def choose_format(
-    config: EvaluateConfig, trained: dict[str, str] | None, tokenizer: Any, say: Callable[[str], None]
-) -> PromptFormat:
+def choose_format(config: EvaluateConfig, trained: Mapping[str, Any] | None, tokenizer: Any, say: Say) -> PromptFormat:
     """The format asked for, else the one trained with, else the tokenizer's chat template, else ``plain``."""
-    name = config.prompt_format or (trained and trained["name"]) or ("chat" if tokenizer.chat_template else None)
-    if name is None:
+    if _by_chat(config):  # what is rendered here is the user's message
+        return _MESSAGE if config.prompt_format is None else get_format(config.prompt_format, tokenizer)
+    if config.prompt_format is not None:
+        prompt_format = get_format(config.prompt_format, tokenizer)
+    elif trained is not None:
+        prompt_format = recorded_format(trained, tokenizer)
+    elif tokenizer.chat_template:
+        prompt_format = get_format("chat", tokenizer)
+    else:
         say(
             "Note: it is not known how this model was trained, and its tokenizer has no chat template, so prompts are "
             f"the bare problem (prompt format plain). --prompt-format chooses another: {', '.join(FORMATS)}."
         )
-        name = "plain"
-    prompt_format = get_format(name, tokenizer)
+        prompt_format = FORMATS["plain"]
     if trained is not None and trained["fingerprint"] != prompt_format.fingerprint:
         say(
             f"Warning: prompts are rendered as {prompt_format.name}, and the model was trained on {trained['name']} "
@@ -170,97 +145,26 @@ def choose_format(
     return prompt_format
 
 
-@dataclass
-class _Job:
-    """One benchmark under one protocol."""
-
-    benchmark: Benchmark
-    results: Results
-    settings: dict[str, Any]
-    tokens_per_s: float | None = field(default=None, init=False)
-
-    @classmethod
-    def of(cls, benchmark: Benchmark, shared: Mapping[str, Any], folder: Path) -> _Job:
-        """The job of one benchmark, given the settings that all have in common and the folder of their results."""
-        settings = {
-            "benchmark": benchmark.name,
-            "benchmark_path": benchmark.path,
-            "benchmark_fingerprint": benchmark.fingerprint,
-            "num_problems": len(benchmark.rows),
-            **shared,
-        }
-        return cls(benchmark, Results(folder, benchmark.name, shared["protocol"]), settings)
-
-    def generate(
-        self, engine: LocalEngine, requests: Sequence[Request], sampling: Sampling, prompt_format: PromptFormat
-    ) -> None:
-        """Make the missing completions; grade and save each as it comes."""
-        problems = {problem.id: problem for problem in self.benchmark.rows}
-        num_done = len(self.results.rows)
-        title = f"{self.benchmark.name} {self.settings['protocol']}"
-        clock = _Clock()
-
-        with Progress(title, num_done + len(requests), done=num_done) as progress:
-
-            def save(completions: Sequence[Completion]) -> None:
-                with clock.paused():  # grading is not generation
-                    self.results.append([_row(problems[done.id], done, prompt_format) for done in completions])
-                self.tokens_per_s = clock.count(sum(done.num_tokens for done in completions))
-                progress.update(len(self.results.rows), f"{self.tokens_per_s:,.0f} tokens/s")
-                if clock.untaken_s >= _SECONDS_BETWEEN_SAVES:
-                    self.results.add_seconds(clock.take())
-
-            try:
-                engine.generate(requests, sampling, save)
-            finally:
-                self.results.add_seconds(clock.take())
+def _by_chat(config: EvaluateConfig) -> bool:
+    """Whether the server's own template makes the prompt."""
+    return bool(config.server) and config.chat
 
 
-class _Clock:
-    """Time spent on generation, and tokens made in it."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._seconds, self._taken, self._tokens = 0.0, 0.0, 0
-
-    def _tick(self) -> float:
-        now = time.monotonic()
-        self._seconds += now - self._since
-        self._since = now
-        return self._seconds
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the block out."""
-        self._tick()
-        try:
-            yield
-        finally:
-            self._since = time.monotonic()
-
-    def count(self, tokens: int) -> float:
-        """Add tokens; returns tokens a second so far."""
-        self._tokens += tokens
-        return self._tokens / max(self._tick(), 1e-9)
-
-    @property
-    def untaken_s(self) -> float:
-        """Seconds since the last `take`."""
-        return self._tick() - self._taken
-
-    def take(self) -> float:
-        """Seconds since the last call, to be written down."""
-        seconds = self.untaken_s
-        self._taken = self._seconds
-        return seconds
+def _make_engine(
+    files: ModelFiles, tokenizer: Any, config: EvaluateConfig, *, device: str, dtype: str, say: Say
+) -> Engine:
+    """The servers that were named, else the model in this process."""
+    if config.server:
+        return load_server_engine(config, files.named, tokenizer, folder=files.folder, say=say)
+    return load_engine(files.folder, adapter=files.adapter, device=device, dtype=dtype, batch_size=config.batch_size)
 
 
-def _load_all(specs: Sequence[str]) -> list[Benchmark]:
+def _load_all(specs: Sequence[str], data_dir: Path | None) -> list[Benchmark]:
     if not specs:
         raise ValueError(
-            "There is no benchmark to run. Give --benchmarks PATH ... (or evaluate.benchmarks in the recipe)."
+            "There is no benchmark to run. Give --benchmarks NAME or PATH ... (or evaluate.benchmarks in the recipe)."
         )
-    loaded = [load_benchmark(spec) for spec in specs]
+    loaded = [load_benchmark(spec, data_dir) for spec in specs]
     by_name: dict[str, Benchmark] = {}
     for benchmark in loaded:
         if (other := by_name.setdefault(benchmark.name, benchmark)) is not benchmark:
@@ -271,72 +175,36 @@ def _load_all(specs: Sequence[str]) -> list[Benchmark]:
     return loaded
 
 
-def _missing(job: _Job, prompt_format: PromptFormat, tokenizer: Any) -> list[Request]:
-    requests = []
-    for problem in job.benchmark.rows:
-        samples = [index for index in range(job.settings["num_samples"]) if (problem.id, index) not in job.results.rows]
-        prompt = tuple(prompt_format.encode_prompt(tokenizer, problem.problem)) if samples else ()
-        requests += [Request(problem.id, prompt, index) for index in samples]
-    return requests
+def _check_golds(benchmark: Benchmark, say: Say) -> list[dict[str, str]]:
+    """Reference answers that the grader cannot read or does not accept from themselves; a model cannot win there."""
+    found = check_golds({"id": row.id, "answer": row.target} for row in benchmark.rows)
+    if found:
+        ids = list(dict.fromkeys(one["id"] for one in found))
+        shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+        say(
+            f"Warning: {len(ids)} of {len(benchmark.rows)} reference answers of {benchmark.name} cannot be graded "
+            f"({shown}; the first: {found[0]['reason']}). No completion can be right there."
+        )
+    return found
 
 
-def _row(problem: Problem, done: Completion, prompt_format: PromptFormat) -> Row:
-    return _graded(
-        {
-            "id": problem.id,
-            "sample": done.sample,
-            "problem": problem.problem,
-            "target": problem.target,
-            "prompt": prompt_format.render(problem.problem),
-            "completion": done.text,
-            "finish_reason": done.finish_reason,
-            "num_tokens": done.num_tokens,
-            **problem.extra,
-        }
-    )
-
-
-def _graded(row: Row) -> Row:
-    verdict = grade(row["target"], row["completion"])
-    found = {key: getattr(verdict, key) for key in ("answer", "verdict", "rule", "stage", "reason")}
-    return {**row, **found}
+def _read_scores(
+    path: Path | None, benchmarks: Sequence[Benchmark], wanted: bool
+) -> dict[tuple[str, int], float] | None:
+    if path is None:
+        return None
+    if not wanted or len(benchmarks) > 1:
+        raise ValueError(
+            "--scores goes with a protocol rm@N and a single benchmark; found "
+            f"{len(benchmarks)} benchmark{'s' if len(benchmarks) > 1 else ''} and {'an' if wanted else 'no'} rm@N."
+        )
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. --scores wants JSONL with id, sample and score.")
+    return read_scores(read_jsonl(path), str(path))
 
 
 def _named(prompt_format: PromptFormat) -> dict[str, str]:
     return {"name": prompt_format.name, "fingerprint": prompt_format.fingerprint}
-
-
-def _check_output(output: Path, folder: Path, fingerprint: str) -> None:
-    if not (output / "manifest.json").is_file():
-        return
-    manifest = read_json(output / "manifest.json")
-    run, _ = locate(folder)
-    if manifest.get("kind") == "train":
-        same = run is not None and run.resolve() == output.resolve()
-        owner = f"the run {manifest.get('name')}"
-    else:
-        same = manifest["model"]["fingerprint"] == fingerprint
-        owner = f"evaluations of {manifest['model']['path']} (fingerprint {manifest['model']['fingerprint']})"
-    if not same:
-        raise ValueError(
-            f"{output} holds {owner}; {folder} (fingerprint {fingerprint}) is another model. Choose another --output."
-        )
-
-
-def _write_manifest(output: Path, manifest: Mapping[str, Any]) -> None:
-    name = check_name(output.resolve().name, "the output folder's name")
-    write_json(output / "manifest.json", {"name": name, "kind": "evaluate", **manifest, "seed": None})
-
-
-def num_parameters(folder: Path) -> int:
-    """Numbers in the weights of a model folder, read off the headers; shared weights are stored, and counted, once."""
-    from safetensors import safe_open  # noqa: PLC0415
-
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
 
 
 def _say(message: str) -> None:

@@ -1,1 +1,1 @@
-"""Completions: the local engine."""
+"""Completions: a model in this process, or OpenAI-compatible servers."""

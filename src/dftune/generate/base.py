@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
@@ -16,12 +16,32 @@ class Request:
         prompt: token ids of the rendered prompt.
         sample: index of the completion among those of the same problem.
         text: the rendered prompt as text, for engines that tokenize by themselves.
+        messages: (role, content) of each message, for servers that render the prompt by their own chat template; where
+            there are none, ``text`` is the one message of the user.
     """
 
     id: str
     prompt: tuple[int, ...]
     sample: int = 0
     text: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+
+    def room(self, max_tokens: int, max_context: int | None) -> int:
+        """Most tokens of the completion: ``max_tokens``, or what the model's context leaves where that is less.
+
+        Raises:
+            ValueError: the context leaves nothing.
+        """
+        if max_context is None:
+            return max_tokens
+        room = max_context - len(self.prompt)
+        if room < 1:
+            raise ValueError(
+                f"the prompt of {self.id!r} has {len(self.prompt)} tokens, and the model's context holds "
+                f"{max_context}: no room for a completion. "
+                "Leave this problem out, or use a model with a longer context."
+            )
+        return min(max_tokens, room)
 
 
 @dataclass(frozen=True)
@@ -64,8 +84,10 @@ class Completion:
         finish_reason: ``stop`` at an end token or stop string, ``length`` at the token limit.
         num_tokens: tokens generated, the end token or those of the stop string included.
         mean_logp: mean log-probability of those tokens under the model at temperature 1, in nats; None where the engine
-            does not say.
-        mean_entropy: mean entropy of the distributions they were drawn from, at temperature 1, in nats; likewise.
+            does not say. Completions that differ in this or in the entropy alone are equal: the last digits depend on
+            the batch.
+        mean_entropy: mean entropy of the model's distributions over those tokens, at temperature 1, in nats; likewise.
+        stop_string: the stop string it ended at; empty where it ended otherwise, None where the engine does not say.
     """
 
     id: str
@@ -73,8 +95,9 @@ class Completion:
     text: str
     finish_reason: Literal["stop", "length"]
     num_tokens: int
-    mean_logp: float | None = None
-    mean_entropy: float | None = None
+    mean_logp: float | None = field(default=None, compare=False)
+    mean_entropy: float | None = field(default=None, compare=False)
+    stop_string: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

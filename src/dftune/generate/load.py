@@ -20,15 +20,19 @@ _NOT_FILES = ["*/*", "consolidated*"]  # the same weights again, in other layout
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def find_model(path: str) -> Path:
+def find_model(path: str, revision: str | None = None) -> Path:
     """The local folder of a model: ``path`` itself, or the hub's snapshot, fetched if it is not in the cache.
+
+    Args:
+        path: folder or model id.
+        revision: of a model of the hub; None for the newest.
 
     Raises:
         ValueError: there is no such folder and no such model, or the folder lacks config, tokenizer or safetensors.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        folder = _fetch(path)
+        folder = _fetch(path, revision)
     missing = [what for what, patterns in _NEEDED.items() if not any(any(folder.glob(p)) for p in patterns)]
     if not folder.is_dir() or missing:
         held = ", ".join(sorted(file.name for file in folder.glob("*"))[:12]) or "nothing"
@@ -40,7 +44,7 @@ def find_model(path: str) -> Path:
     return folder
 
 
-def _fetch(path: str) -> Path:
+def _fetch(path: str, revision: str | None) -> Path:
     parent = Path(path).parent
     if looks_like_path(path) or (parent != Path() and parent.is_dir()):
         raise ValueError(
@@ -51,7 +55,11 @@ def _fetch(path: str) -> Path:
 
     try:
         folder = snapshot_download(
-            path, allow_patterns=_FILES, ignore_patterns=_NOT_FILES, local_files_only=not hub_reachable()
+            path,
+            revision=revision,
+            allow_patterns=_FILES,
+            ignore_patterns=_NOT_FILES,
+            local_files_only=not hub_reachable(),
         )
         return Path(folder)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -99,11 +107,19 @@ def choose_dtype(dtype: str, device: str) -> str:
     return dtype
 
 
-def load_engine(path: str | Path, *, device: str = "auto", dtype: str = "auto", batch_size: int = 64) -> LocalEngine:
+def load_engine(
+    path: str | Path,
+    *,
+    adapter: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 64,
+) -> LocalEngine:
     """Load a model for generation.
 
     Args:
         path: folder that ``save_pretrained`` wrote, or a Hugging Face model id.
+        adapter: folder of a LoRA adapter to be merged into the model.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``...
         dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         batch_size: completions generated together.
@@ -114,18 +130,22 @@ def load_engine(path: str | Path, *, device: str = "auto", dtype: str = "auto", 
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
+    from dftune.generate.adapter import merge_adapter  # noqa: PLC0415
     from dftune.generate.local import LocalEngine  # noqa: PLC0415
 
     folder = find_model(str(path))
     device = choose_device(device)
+    chosen = getattr(torch, choose_dtype(dtype, device))
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, choose_dtype(dtype, device)),
+            dtype=chosen if adapter is None else torch.float32,
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
         )
     except OSError as error:
         raise ValueError(f"{folder} could not be loaded: {str(error).strip()}") from error
+    if adapter is not None:
+        model = merge_adapter(model, adapter).to(chosen)
     return LocalEngine(model, load_tokenizer(folder), device=device, batch_size=batch_size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dftune.generate.base import Completion, Request, Sampling
-from dftune.generate.sampling import RowRandom, pick_tokens
+from dftune.generate.sampling import RowRandom, pick_tokens, token_stats
 
 _CONTEXT_TOKENS = 4
 
@@ -26,7 +26,15 @@ class _Row:
 class LocalEngine:
     """A model and its tokenizer, ready to complete prompts."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, device: str | torch.device = "cpu", batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 64,
+        stats: bool = True,
+    ) -> None:
         """Take a loaded model.
 
         Args:
@@ -34,11 +42,13 @@ class LocalEngine:
             tokenizer: its tokenizer.
             device: where to compute; the model is moved there.
             batch_size: completions generated together.
+            stats: fill in mean log-probability and entropy of completions.
         """
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.stats = stats
 
     @property
     def max_context(self) -> int | None:
@@ -97,16 +107,7 @@ class LocalEngine:
     def _limit(self, request: Request, sampling: Sampling) -> int:
         if not request.prompt:
             raise ValueError(f"the prompt of {request.id!r} is empty; a completion needs at least one token before it.")
-        if self.max_context is None:
-            return sampling.max_tokens
-        room = self.max_context - len(request.prompt)
-        if room < 1:
-            raise ValueError(
-                f"the prompt of {request.id!r} has {len(request.prompt)} tokens, and the model's context holds "
-                f"{self.max_context}: no room for a completion. "
-                "Leave this problem out, or use a model with a longer context."
-            )
-        return min(sampling.max_tokens, room)
+        return request.room(sampling.max_tokens, self.max_context)
 
     @torch.inference_mode()
     def _complete_batch(
@@ -118,6 +119,7 @@ class LocalEngine:
         inputs, mask = self._pad(rows)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = None
+        sums = torch.zeros(2, len(rows), dtype=torch.float64, device=self.device)  # of log-probability, of entropy
         while rows:
             output = self.model(
                 input_ids=inputs,
@@ -130,13 +132,16 @@ class LocalEngine:
             if cache is None and output.logits.isnan().any():
                 raise ValueError("the model's logits are NaN: its weights are damaged, or training it diverged.")
             cache = output.past_key_values
+            logits = output.logits[:, -1].float()
             chosen = pick_tokens(
-                output.logits[:, -1].float(),
+                logits,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 uniforms=None if random is None else random.next(),
             )
-            done = self._advance(rows, chosen.tolist(), sampling)
+            if self.stats:
+                sums += token_stats(logits, chosen)
+            done = self._advance(rows, chosen.tolist(), sampling, sums)
             if done:
                 on_done(done)
             kept = [index for index, row in enumerate(rows) if not row.done]
@@ -147,7 +152,7 @@ class LocalEngine:
             # Dropping rows copies the cache once, which every step does anyway to make room for the new token.
             if 8 * len(kept) <= 7 * len(rows):
                 index = torch.tensor(kept, device=self.device)
-                inputs, positions, mask = inputs[index], positions[index], mask[index]
+                inputs, positions, mask, sums = inputs[index], positions[index], mask[index], sums[:, index]
                 cache.reorder_cache(index)
                 rows = [rows[row] for row in kept]
                 if random is not None:
@@ -164,44 +169,54 @@ class LocalEngine:
             mask[index, width - len(prompt) :] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _advance(self, rows: Sequence[_Row], chosen: Sequence[int], sampling: Sampling) -> list[Completion]:
+    def _advance(
+        self, rows: Sequence[_Row], chosen: Sequence[int], sampling: Sampling, sums: Tensor
+    ) -> list[Completion]:
         """Append a token to every unfinished row; return what that finished."""
-        done = []
+        ends: dict[int, tuple[str, Literal["stop", "length"], str]] = {}
         unfinished = []
-        for row, token in zip(rows, chosen, strict=True):
+        for index, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             if row.done:
                 continue
             row.tokens.append(token)
             if token in sampling.end_token_ids:
-                done.append(self._finish(row, self._text(row.request, row.tokens[:-1]), "stop"))
+                ends[index] = (self._text(row.request, row.tokens[:-1]), "stop", "")
             else:
-                unfinished.append(row)
-        texts = self._stopped(unfinished, sampling.stop)
-        for row, text in zip(unfinished, texts, strict=True):
-            if text is not None:
-                done.append(self._finish(row, text, "stop"))
+                unfinished.append(index)
+        stopped = self._stopped([rows[index] for index in unfinished], sampling.stop)
+        for index, found in zip(unfinished, stopped, strict=True):
+            row = rows[index]
+            if found is not None:
+                ends[index] = (found[0], "stop", found[1])
             elif len(row.tokens) == row.limit:
-                done.append(self._finish(row, self._text(row.request, row.tokens), "length"))
-        return done
+                ends[index] = (self._text(row.request, row.tokens), "length", "")
+        if not ends:
+            return []
+        means = sums[:, list(ends)].T.tolist() if self.stats else [(None, None)] * len(ends)
+        return [self._finish(rows[index], *end, stats) for (index, end), stats in zip(ends.items(), means, strict=True)]
 
-    def _finish(self, row: _Row, text: str, reason: Literal["stop", "length"]) -> Completion:
+    def _finish(
+        self, row: _Row, text: str, reason: Literal["stop", "length"], stop: str, sums: Sequence[float | None]
+    ) -> Completion:
         row.done = True
-        return Completion(row.request.id, row.request.sample, text, reason, len(row.tokens))
+        num_tokens = len(row.tokens)
+        logp, entropy = (None if total is None else total / num_tokens for total in sums)
+        return Completion(row.request.id, row.request.sample, text, reason, num_tokens, logp, entropy, stop)
 
-    def _stopped(self, rows: Sequence[_Row], stop: Sequence[str]) -> list[str | None]:
-        """The text before the first stop string, for every row that has come to one; None for the others."""
+    def _stopped(self, rows: Sequence[_Row], stop: Sequence[str]) -> list[tuple[str, str] | None]:
+        """The text before the first stop string, and that, for every row that has come to one; None for the others."""
         if not stop or not rows:
             return [None] * len(rows)
         # A token holds at least one byte, so a stop string just completed lies within this many tokens.
         # Only rows with one there are decoded in full.
         reach = max(len(string.encode()) for string in stop) + _CONTEXT_TOKENS
         tails = self._decode([row.tokens[-reach:] for row in rows])
-        texts: list[str | None] = []
+        found: list[tuple[str, str] | None] = []
         for row, tail in zip(rows, tails, strict=True):
             text = self._text(row.request, row.tokens) if any(string in tail for string in stop) else ""
-            cuts = [cut for string in stop if (cut := text.find(string)) >= 0]
-            texts.append(text[: min(cuts)] if cuts else None)
-        return texts
+            cuts = [(cut, string) for string in stop if (cut := text.find(string)) >= 0]
+            found.append((text[: min(cuts)[0]], min(cuts)[1]) if cuts else None)
+        return found
 
     def _text(self, request: Request, tokens: Sequence[int]) -> str:
         """What the tokens add to the prompt. Some tokenizers drop a space at the start of whatever they decode."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dftune.evaluate.diagnose import DIAGNOSIS_SUFFIX
-from dftune.evaluate.questions import QuestionTally
+from dftune.evaluate.protocols import GREEDY, SAMPLE, Mean, Protocol, stored_protocols
 from dftune.files import read_json, read_jsonl
 
 Row = Mapping[str, Any]
@@ -22,19 +22,21 @@ _STEP_FOLDER = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The completions of one model on one benchmark under one protocol, with their verdicts.
+    """The completions of one model on one benchmark, with their verdicts, seen under one protocol.
 
     Attributes:
         step: optimizer steps of the model that was evaluated.
-        settings: ``BENCHMARK.PROTOCOL.json``, how the completions were made.
-        completions: one row a problem and sample, in the order of the file.
+        settings: ``BENCHMARK.SAMPLING.json``, how the completions were made.
+        completions: one row a problem and sample, in the order of the file: those that the protocol looks at.
         num_repeated: lines that stood twice; the last one counts.
+        view: the protocol; None for files that list none, whose score is the mean over all samples.
     """
 
     step: int
     settings: Row
     completions: tuple[Row, ...]
     num_repeated: int = 0
+    view: Protocol | None = None
 
     @property
     def benchmark(self) -> str:
@@ -43,13 +45,26 @@ class Evaluation:
 
     @property
     def protocol(self) -> str:
-        """``greedy`` or ``sample``."""
+        """Such as ``greedy`` or ``maj@16``; with the name of the file of samples where that is an own one."""
+        if self.view is None:
+            return self.sampling
+        return self.view.name if self.sampling in (GREEDY, SAMPLE) else f"{self.view.name}.{self.sampling}"
+
+    @property
+    def sampling(self) -> str:
+        """Name of the file of completions: ``greedy``, ``sample`` or another."""
         return str(self.settings["protocol"])
 
     @property
     def num_samples(self) -> int:
-        """Completions asked for a problem."""
-        return int(self.settings["num_samples"])
+        """Completions a problem that the protocol looks at."""
+        there = int(self.settings["num_samples"])
+        return there if self.view is None else self.view.num_used(there)
+
+    @property
+    def averages(self) -> bool:
+        """The score of a question is the mean over its graded completions."""
+        return self.view is None or self.view.averages
 
     @property
     def num_expected(self) -> int:
@@ -70,8 +85,8 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """Share of correct completions by problem id, over the graded ones; a problem without any is left out."""
-        return QuestionTally.of(self.completions).shares()
+        """Score by problem id under the protocol; a problem without one (nothing graded, say) is left out."""
+        return (self.view or Mean("mean", self.num_samples)).scores(self.completions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +246,16 @@ def _read_evaluations(folder: Path) -> Iterable[Evaluation]:
     for step in sorted(steps):
         for settings in sorted(steps[step].glob("*.json")):
             if not settings.name.endswith(DIAGNOSIS_SUFFIX):
-                yield _read_evaluation(step, settings)
+                yield from _views(_read_evaluation(step, settings))
+
+
+def _views(whole: Evaluation) -> Iterable[Evaluation]:
+    """A file of completions under every protocol that it was made for."""
+    if "protocols" not in whole.settings:
+        yield whole
+        return
+    for protocol in stored_protocols(whole.settings):
+        yield replace(whole, completions=tuple(protocol.used(whole.completions)), view=protocol)
 
 
 def _read_evaluation(step: int, path: Path) -> Evaluation:

@@ -58,9 +58,10 @@ def build_browser(table: ResultTable, most_bytes: int = MOST_BYTES) -> Browser:
     questions: list[Row] = []
     sentences = []
     rows = [row for row in table.conditions if any(row.scored.get(column) for column in table.columns)]
-    for column in table.columns:
+    columns = _files(table, rows)
+    for column in columns:
         found = _questions(table, rows, column)
-        kept = _fit(found, most_bytes // len(table.columns))
+        kept = _fit(found, most_bytes // len(columns))
         questions += kept
         whole = "all" if len(kept) == len(found) else f"{count(len(kept))} of"
         spread = "" if len(kept) == len(found) else ", evenly spaced to keep this file small"
@@ -78,11 +79,21 @@ def build_browser(table: ResultTable, most_bytes: int = MOST_BYTES) -> Browser:
             }
             for row in rows
         ),
-        benchmarks=tuple(table.name(column) for column in table.columns),
+        benchmarks=tuple(table.name(column) for column in columns),
         questions=tuple(questions),
         num_seeds=max((len(row.scored.get(column, ())) for row in rows for column in table.columns), default=0),
         scope=f"Here are {listed(sentences)}.{first}" if sentences else "",
     )
+
+
+def _files(table: ResultTable, rows: Sequence[Condition]) -> list[Column]:
+    """One column for each file of completions: several protocols read the same one."""
+    first: dict[tuple[str, str, str], Column] = {}
+    for column in table.columns:
+        names = {one.evaluation.sampling for row in rows for one in row.scored.get(column, ())}
+        for name in names or {column.protocol}:
+            first.setdefault((column.benchmark, column.fingerprint, name), column)
+    return list(dict.fromkeys(first.values()))
 
 
 def _position(label: str | None, rows: Sequence[Condition]) -> int | None:

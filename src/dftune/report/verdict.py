@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dftune.evaluate.metrics import Difference
 from dftune.report.conditions import Condition
-from dftune.report.load import Run
+from dftune.report.load import Evaluation, Run
 from dftune.report.tables import Cell, ResultTable
 from dftune.report.wording import count, interval, listed, one_line, percent, plural, signed
 
@@ -243,13 +243,13 @@ def _settings_differ(table: ResultTable) -> Iterator[str]:
     for column in table.columns:
         evaluations = [one for row in table.conditions for one in table.cell(row, column).evaluations]
         for key in ("sampling", "num_samples", "grader", "engine"):
-            values = sorted({_setting(one.settings, key) for one in evaluations})
+            values = sorted({_setting(one, key) for one in evaluations})
             if len(values) > 1:
                 yield f"Scores on {table.name(column)} differ in {key}: {'; '.join(values)}."
 
 
-def _setting(settings: Mapping[str, object], key: str) -> str:
-    value = settings.get(key)
+def _setting(evaluation: Evaluation, key: str) -> str:
+    value = evaluation.num_samples if key == "num_samples" else evaluation.settings.get(key)
     if isinstance(value, Mapping):  # the seed of the sampling may follow the seed of the training
         return ", ".join(f"{name} {value[name]}" for name in value if name != "seed")
     return str(value)
@@ -288,6 +288,9 @@ def _repeated(runs: Sequence[Run]) -> Iterator[str]:
 def _ungraded(table: ResultTable) -> Iterator[str]:
     for label, benchmark, _, cell in _cells(table):
         if cell.estimate is not None and cell.num_ungraded:
+            if not all(one.averages for one in cell.evaluations):
+                yield f"{label} on {benchmark}: {plural(cell.num_ungraded, 'completion')} could not be graded."
+                continue
             total, right = cell.num_completions, cell.outcomes["correct"]
             low, high = percent(right / total), percent((right + cell.num_ungraded) / total)
             yield (

@@ -11,7 +11,7 @@ import torch
 from dftune.data.batches import Example, MicroBatch, micro_batches
 from dftune.data.dataset import PreparedDataset
 from dftune.data.hub import from_pretrained
-from dftune.data.prompts import PromptFormat, get_format
+from dftune.data.prompts import PromptFormat, recorded_format
 from dftune.environment import describe_environment, set_threads
 from dftune.files import write_json
 from dftune.objectives import get_objective
@@ -117,7 +117,7 @@ class _Run:
         self.held_out = Visited(data.validation, recipe.data, grouped)
         self.schedule = Schedule.of(recipe.train, len(self.examples), recipe.seed)
         self.tokenizer = from_pretrained(AutoTokenizer, str(data.tokenizer_folder), None, "data.prepared")
-        self.format: PromptFormat = get_format(recipe.data.prompt_format, self.tokenizer)
+        self.format: PromptFormat = recorded_format(data.manifest["prompt_format"], self.tokenizer)
         self.end_token_id = self.format.end_token_id(self.tokenizer)
         self.base_fingerprint = base_fingerprint(recipe)
         self.model = scored_model(recipe, self.tokenizer, self.device)
@@ -146,8 +146,7 @@ class _Run:
 
     def _prepare_export(self) -> None:
         """What is saved with the model: the format it was trained with, and the token it ends with."""
-        if self.format.name != "chat":
-            self.tokenizer.chat_template = self.format.chat_template(self.tokenizer)
+        self.tokenizer.chat_template = self.format.chat_template(self.tokenizer)
         generation = self.model.model.generation_config
         known = generation.eos_token_id
         ends = [self.end_token_id, *(known if isinstance(known, list) else [known])]
@@ -322,7 +321,7 @@ class _Run:
             },
             "data": self.data.manifest,
             "tokenizer_fingerprint": self.data.manifest["tokenizer_fingerprint"],
-            "prompt_format": {"name": self.format.name, "fingerprint": self.format.fingerprint},
+            "prompt_format": self.format.record(),
             "reference": None if reference is None else reference.fingerprint,
             "scorer": self.how.route,
             "precision": str(self.model.precision).removeprefix("torch."),

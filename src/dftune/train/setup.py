@@ -12,7 +12,7 @@ import torch
 
 from dftune.data.batches import Example
 from dftune.data.dataset import PreparedDataset
-from dftune.data.prompts import PromptFormat
+from dftune.data.prompt_format import PromptFormat
 from dftune.environment import model_fingerprint
 from dftune.files import read_json, sha256_file
 from dftune.objectives import Objective
