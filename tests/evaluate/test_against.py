@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dftune.cli import main
-from dftune.evaluate.against import Comparison, compare, compare_all, format_comparisons
+from dftune.evaluate.against import Comparison, compare_all, format_comparisons
 from dftune.evaluate.metrics import paired_difference
 from dftune.evaluate.saved import find_saved
 from dftune.files import fingerprint, write_json, write_jsonl
@@ -230,10 +230,16 @@ def test_the_command_refuses_an_other_side_without_results_before_any_work(
     assert "give --against OTHER" in capsys.readouterr().err
 
 
-def test_scores_can_be_another_function_of_the_completions(tmp_path: Path) -> None:
-    (ours,), (theirs,) = (
-        find_saved(str(save(tmp_path / "a", "10" * 20))),
-        find_saved(str(save(tmp_path / "b", "1" * 40))),
-    )
-    found = compare(ours, theirs, scores=lambda saved: dict.fromkeys(saved.tally.names, float(saved is ours)))
-    assert (found.difference.mean, found.difference.word) == (1.0, "better")
+def test_every_protocol_of_a_file_is_compared_with_its_own(tmp_path: Path) -> None:
+    made = {"protocol": "sample", "num_samples": 4, "protocols": ["avg@4", "pass@2", "maj@4"]}
+    # Four samples a question; equal wrong answers, so a majority of them wins where two or more are wrong.
+    ours, theirs = save(tmp_path / "a", "11001110" * 10, **made), save(tmp_path / "b", "10001100" * 10, **made)
+    found = {one.protocol: one for one in compare_all(find_saved(str(ours)), find_saved(str(theirs)), "b")}
+    assert list(found) == ["avg@4", "pass@2", "maj@4"]
+    assert (found["avg@4"].ours.mean, found["avg@4"].theirs.mean) == (5 / 8, 3 / 8)
+    # pass@2 of 2, 3, 1 and 2 right in four: 1 - C(2,2)/C(4,2), 1, 1 - C(3,2)/C(4,2), 5/6.
+    assert found["pass@2"].ours.mean == pytest.approx((5 / 6 + 1) / 2)
+    assert found["pass@2"].theirs.mean == pytest.approx((1 / 2 + 5 / 6) / 2)
+    # maj@4: two against two is half a win.
+    assert (found["maj@4"].ours.mean, found["maj@4"].theirs.mean) == (0.75, 0.25)
+    assert [one.sampling_error is None for one in found.values()] == [False, True, True]

@@ -169,6 +169,27 @@ def accuracy_estimate(
     return Estimate(mean, low, high, math.sqrt(variance), num_questions, num_seeds)
 
 
+def estimate_scores(
+    scores: Iterable[float], num_completions: int, clusters: Sequence[Hashable] | None = None
+) -> Estimate | None:
+    """Mean score over questions of one model, with its interval; None without a score.
+
+    Where every question scores 0 or 1 (one sample, a vote) the interval is Wilson's; otherwise that of
+    `accuracy_estimate` for several samples.
+
+    Args:
+        scores: one a question, in [0, 1].
+        num_completions: graded completions behind them.
+        clusters: name of each question's cluster.
+    """
+    found = [(score,) for score in scores]  # one seed
+    if not found:
+        return None
+    decided = all(score in (0.0, 1.0) for (score,) in found)
+    num_completions = len(found) if decided else max(num_completions, len(found) + 1)
+    return accuracy_estimate(found, num_completions, clusters=clusters)
+
+
 def paired_difference(
     scores: Sequence[Sequence[float]],
     reference: Sequence[Sequence[float]],
