@@ -69,7 +69,9 @@ def classify(row: Row) -> Finding:
     if text is not None and loop_kind(text) is not None:
         return Finding("repetition loop", "cut off" if is_cut else "stopped")
     if is_cut:
-        committed = row.get("rule") in _MARKED_RULES and not _last_box_open(text or "")
+        committed = (
+            row.get("answer") is not None and row.get("rule") in _MARKED_RULES and not _last_box_open(text or "")
+        )
         return Finding("truncated", "answer in the box or tag" if committed else "no answer yet")
     failure = _format_failure(row, text or "")
     return Finding("format failure", failure) if failure else Finding("wrong", _wrong(row))

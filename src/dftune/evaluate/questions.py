@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dftune.evaluate.metrics import Estimate, accuracy_estimate, variance_of_mean
-from dftune.evaluate.protocols import score_of
+from dftune.evaluate.metrics import Estimate, estimate_scores, variance_of_mean
 
 Row = Mapping[str, Any]
 COUNTS = ("graded", "correct", "finished", "finished_correct", "cut", "settled")
@@ -147,6 +146,10 @@ class QuestionTally:
             return None
         return [f"\0{place}" if names[place] is None else str(names[place]) for place in places]
 
+    def clusters_of(self, names: Iterable[str]) -> list[str] | None:
+        """The same for questions by id."""
+        return self.clusters(self._index[name] for name in names)
+
     def estimate(
         self, right: str = "correct", out_of: str = "graded", places: Sequence[int] | None = None
     ) -> Estimate | None:
@@ -161,12 +164,8 @@ class QuestionTally:
         if not kept:
             return None
         right_counts, totals = self.counts[right], self.counts[out_of]
-        shared: dict[tuple[float, float], tuple[float]] = {}  # a million questions have few distinct shares
-        scores = [
-            shared.setdefault((right_counts[q], totals[q]), (right_counts[q] / totals[q],))  # one seed
-            for q in kept
-        ]
-        return accuracy_estimate(scores, sum(totals[q] for q in kept), clusters=self.clusters(kept))
+        scores = (right_counts[q] / totals[q] for q in kept)
+        return estimate_scores(scores, sum(totals[q] for q in kept), self.clusters(kept))
 
     def components(self) -> Components | None:
         """Where the variance of the accuracy comes from; None where nothing was graded."""

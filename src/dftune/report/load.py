@@ -13,6 +13,7 @@ import yaml
 
 from dftune.evaluate.diagnose import DIAGNOSIS_SUFFIX
 from dftune.evaluate.protocols import GREEDY, SAMPLE, Mean, Protocol, stored_protocols
+from dftune.evaluate.questions import QuestionTally
 from dftune.files import read_json, read_jsonl
 
 Row = Mapping[str, Any]
@@ -88,6 +89,11 @@ class Evaluation:
     def scores(self) -> dict[str, float]:
         """Score by problem id under the protocol; a problem without one (nothing graded, say) is left out."""
         return (self.view or Mean("mean", self.num_samples)).scores(self.completions)
+
+    @cached_property
+    def tally(self) -> QuestionTally:
+        """Completions by question."""
+        return QuestionTally.of(self.completions)
 
 
 @dataclass(frozen=True, eq=False)
