@@ -131,7 +131,7 @@ def test_the_only_protocol_of_the_other_side_is_taken_and_marked(tmp_path: Path)
     sampled = save(tmp_path / "b", "11001100", protocol="sample", num_samples=2)
     found = compared(save(tmp_path / "a", "1010"), sampled)
     assert found.theirs.mean == 0.5
-    assert "other protocol: greedy here, sample there" in found.marks
+    assert "other protocol: greedy here, avg@2 there" in found.marks
 
 
 def test_questions_that_one_side_could_not_grade_are_left_out_and_counted(tmp_path: Path) -> None:
