@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dftune.evaluate.metrics import Estimate, estimate_scores, variance_of_mean
+from dftune.evaluate.protocols import score_of
 
 Row = Mapping[str, Any]
 COUNTS = ("graded", "correct", "finished", "finished_correct", "cut", "settled")
