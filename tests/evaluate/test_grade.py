@@ -453,3 +453,17 @@ def test_the_reference_of_another_problem_is_not_accepted(name):
         pair for pair in zip(golds, others, strict=True) if pair[0] != pair[1] and is_correct(pair[0], boxed(pair[1]))
     ]
     assert len(accepted) <= 2, accepted
+
+
+def test_agreement_with_our_own_labelled_pairs():
+    rows = [
+        json.loads(line) for line in (Path(__file__).parent / "data/own_pairs.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert len(rows) >= 1200 and {row["rule"] for row in rows} == set(range(1, 10))
+    wrong = {True: [], False: []}
+    for row in rows:
+        completion = row["prediction"] if row["kind"] == "text" else f"\\boxed{{{row['prediction']}}}"
+        if is_correct(row["gold"], completion) != row["expected_equal"]:
+            wrong[row["expected_equal"]].append(f"{row['gold']}  |  {row['prediction']}")
+    assert len(wrong[False]) <= 1, wrong[False]
+    assert len(wrong[True]) <= 5, wrong[True]

@@ -214,7 +214,7 @@ class _Lexer:
         self.emit(name, found.group(1))
         return position
 
-    def plain_command(self, name: str) -> None:  # noqa: PLR0911 - a table of cases
+    def plain_command(self, name: str) -> None:  # noqa: PLR0911, PLR0912 - a table of cases
         if name.startswith("var") and name[3:] in words.GREEK:
             name = name[3:]
         if name in words.OPENERS:
@@ -229,6 +229,8 @@ class _Lexer:
             return self.emit("named", "empty")
         if name in ("R", "Z", "N", "Q", "Reals", "reals"):
             return self.emit("named", name[0].upper())
+        if name in ("AA", "angstrom", "micro", "ohm"):
+            return self.emit("text", name)
         if name == "not":
             return self.emit("op", "not")
         if name == "ldots":
