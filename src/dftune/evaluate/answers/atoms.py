@@ -140,7 +140,9 @@ class Atoms(Brackets):
 
     def subscripted(self, left: Expr) -> Expr:
         """The variable with the subscript that comes next."""
-        raw = _NUMBER_FIRST.sub(r"\2+\1", self.next().text)
+        raw = self.next().text
+        if swapped := _NUMBER_FIRST.fullmatch(raw):  # a_{1+n} is a_{n+1}
+            raw = f"{swapped.group(2)}+{swapped.group(1)}"
         if left.op in ("sym", "const"):
             return sym(f"{left.name}_{raw}")
         if left.op == "pow" and left.args[0].op == "sym":

@@ -18,7 +18,7 @@ from dftune.evaluate.answers.budget import (
 from dftune.evaluate.answers.clean import clean, strip_ends
 from dftune.evaluate.answers.compare import Comparison
 from dftune.evaluate.answers.decimals import context
-from dftune.evaluate.answers.expr import Expr, num, rename, walk
+from dftune.evaluate.answers.expr import Expr, node, num, rename, walk
 from dftune.evaluate.answers.lexer import readings
 from dftune.evaluate.answers.numeric import HIGH
 from dftune.evaluate.answers.parser import parse, signed_set
@@ -89,6 +89,8 @@ def compare_answers(gold: str, answer: str) -> Outcome:
     """
     try:
         return _compare(gold, answer)
+    except RecursionError:
+        return Outcome(None, "structure", "nested too deeply")
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         return Outcome(None, "error", f"internal error: {type(error).__name__}: {error}")
 
@@ -133,6 +135,8 @@ def _read(text: str) -> Reading:
     if _NEGATION.search(cleaned):  # "not 5" is a statement about 5, not 5
         return Reading(cleaned, (Expr("text", name=_squeezed(_TEXT_MARKUP.sub(" ", cleaned))),), "")
     trees, error = _parsed(cleaned)
+    if not trees and (numeral := _numeral(cleaned)) is not None:  # with letters for digits
+        trees = (node("base", num(int(numeral[1])), name=numeral[0]),)
     return Reading(cleaned, trees, error)
 
 
