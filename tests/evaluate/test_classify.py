@@ -106,3 +106,13 @@ def test_a_row_with_nothing_but_a_verdict_and_an_answer_can_be_sorted() -> None:
     assert classify({"verdict": "incorrect", "answer": None}) == ("format failure", "no answer")
     assert classify({"verdict": "incorrect", "answer": "3"}) == ("wrong", "other answer")
     assert classify({"verdict": "correct"}) == ("correct", "finished")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["9" * 1_000_000, "(" * 5_000, "2^" * 2_000 + "2", r"\frac{1}{" * 2_000, "\x00", "\ud800", ",".join("1" * 10_000)],
+)
+def test_hostile_answers_are_sorted_without_an_exception(answer: str) -> None:
+    found = {"verdict": "incorrect", "answer": answer, "rule": "box", "target": "5", "completion": r"\boxed{" * 3_000}
+    assert classify(found).category in ("format failure", "repetition loop")
+    assert classify(found | {"completion": "short"}).category == "wrong"

@@ -13,7 +13,7 @@ from dftune.evaluate.metrics import Difference, Estimate, estimate_scores, paire
 from dftune.evaluate.saved import Saved
 
 Row = Mapping[str, Any]
-_MARKED = ("num_samples", "sampling", "grader", "engine", "precision")
+_MARKED = ("sampling", "grader", "engine", "precision")
 """Settings in which two evaluations should agree; where they do not, the comparison says so."""
 _IDS_NAMED = 5
 
@@ -219,6 +219,8 @@ def _marks(ours: Saved, theirs: Saved) -> list[str]:
     marks = []
     if ours.protocol != theirs.protocol:
         marks.append(f"other protocol: {ours.protocol} here, {theirs.protocol} there")
+    if ours.num_samples != theirs.num_samples:
+        marks.append(f"other number of samples: {ours.num_samples} here, {theirs.num_samples} there")
     for key in _MARKED:
         values = [_without_seed(saved.settings.get(key)) for saved in (ours, theirs)]
         if values[0] != values[1]:

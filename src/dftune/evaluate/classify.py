@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from dftune.evaluate.answers.budget import MAX_ANSWER_CHARS
 from dftune.evaluate.answers.expr import Expr, walk
 from dftune.evaluate.answers.judge import read
 from dftune.evaluate.answers.shapes import unlabelled
@@ -20,6 +21,9 @@ CATEGORIES: tuple[Category, ...] = (
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _NUMBER = re.compile(r"\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\s*")
+_TAIL_CHARS = 20_000
+_MAX_BOXES = 50
+"""Boxes are looked for in this much of the end, and so many at most, as the extraction does."""
 _MARKED_RULES = {"box": "box", "tag": "tag"}
 _COLLECTIONS = frozenset({"seq", "group", "setop", "builder", "named", "matrix"})
 
@@ -92,8 +96,9 @@ def _format_failure(row: Row, text: str) -> str | None:
 
 
 def _last_box_open(text: str) -> bool:
-    starts = list(_BOX.finditer(text[-20_000:]))
-    return bool(starts) and _inside(text[-20_000:], starts[-1].end()) is None
+    tail = text[-_TAIL_CHARS:]
+    starts = list(_BOX.finditer(tail))
+    return bool(starts) and _inside(tail, starts[-1].end()) is None
 
 
 def _inside(text: str, start: int) -> str | None:
@@ -108,8 +113,8 @@ def _inside(text: str, start: int) -> str | None:
 
 def _boxes_differ(text: str, answer: str) -> bool:
     """Some box holds what is not part of the answer: a list of boxes is one answer, and all of its parts are in it."""
-    tail = text[-20_000:]
-    boxes = [_inside(tail, found.end()) for found in _BOX.finditer(tail)]
+    tail = text[-_TAIL_CHARS:]
+    boxes = [_inside(tail, found.end()) for found in list(_BOX.finditer(tail))[-_MAX_BOXES:]]
     squeezed = re.sub(r"[\s$]", "", answer)
     return len(boxes) > 1 and any(box is not None and re.sub(r"[\s$]", "", box) not in squeezed for box in boxes)
 
@@ -134,6 +139,8 @@ def _kind(text: str) -> str | None:
     """``number``, ``expression``, ``collection``, ``relation`` or ``words``; None where it cannot be read."""
     if _NUMBER.fullmatch(text):
         return "number"
+    if len(text) > MAX_ANSWER_CHARS:
+        return None
     try:
         trees = read(text).trees
     except (ArithmeticError, LookupError, TypeError, ValueError):  # as in `compare_answers`

@@ -83,10 +83,15 @@ class Saved:
         return QuestionTally.of(self.rows)
 
     @property
-    def num_expected(self) -> int:
-        """Completions of a complete file."""
+    def num_samples(self) -> int:
+        """Completions a problem that the protocol looks at."""
         there = int(self.settings["num_samples"])
-        return int(self.settings["num_problems"]) * (there if self.view is None else self.view.num_used(there))
+        return there if self.view is None else self.view.num_used(there)
+
+    @property
+    def num_expected(self) -> int:
+        """Completions when it is complete."""
+        return int(self.settings["num_problems"]) * self.num_samples
 
 
 def find_saved(where: str, *, step: int | None = None, output: Path | None = None) -> list[Saved]:
