@@ -20,6 +20,7 @@ COMMANDS = {
     "grade": "grade saved completions again, without a model",
     "report": "one HTML file and a Markdown table that compare runs",
     "objectives": "every objective with its formula, unit, needs, options and paper",
+    "formats": "every prompt format, and what a tokenizer makes of it: which tokens are trained on",
     "doctor": "what is installed, which devices there are, and how to add what is missing",
 }
 

@@ -69,6 +69,42 @@ def test_every_dropped_row_is_printed_with_its_reason(recipe, capsys):
     assert dropped["examples"][0] in line
 
 
+def test_what_was_cut_is_printed_with_the_place(recipe, capsys):
+    assert run(recipe, "data.max_length=200", "data.truncation=left") == 0
+    printed = capsys.readouterr().out
+    manifest = json.loads((recipe.parent / "prepared" / "manifest.json").read_text())
+    cut = manifest["truncated"]["prompt cut from the left"]
+    assert cut["count"] >= 1
+    (line,) = [line for line in printed.splitlines() if line.startswith("cut: prompt cut from the left")]
+    assert line.split()[6] == str(cut["count"])
+    assert cut["examples"][0] in line
+
+
+def test_a_conversation_is_printed_with_every_answer_told_apart(recipe, tmp_path, capsys):
+    said = ["1 + 1?", "2", "Twice?", "4"]
+    messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
+    source = tmp_path / "talks.jsonl"
+    source.write_text(json.dumps({"id": "a", "messages": messages}) + "\n")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"template": "{problem}\n", "later_template": "\n{problem}\n"}))
+    keys = ("data.columns.messages=messages", "data.validation=0", f"data.prompt_format={tmp_path / 'mine.yaml'}")
+    assert run(recipe, f"data.source={source}", *keys) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = lines[lines.index("first training example, a") + 1 : -1]
+    rules = [line.rstrip("-").strip() for line in shown if line.startswith("---")]
+    assert [rule.partition(":")[0] for rule in rules] == ["--- prompt", "--- completion"] * 2
+    assert {rule.partition(": ")[2] for rule in rules[1::2]} == {"2 tokens, trained on, <|endoftext|> among them"}
+    assert all(rule.endswith("tokens, not trained on") for rule in rules[::2])
+    assert [line for line in shown if not line.startswith("---")] == [
+        "1 + 1?",
+        "",
+        "2<|endoftext|>",
+        "",
+        "Twice?",
+        "",
+        "4<|endoftext|>",
+    ]
+
+
 def test_the_second_time_it_says_that_nothing_was_to_do_and_force_replaces(recipe, capsys):
     run(recipe)
     capsys.readouterr()

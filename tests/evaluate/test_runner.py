@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from tests.chains import save_chain
 
-from dftune.data.prompts import FORMATS
+from dftune.data.prompts import FORMATS, PromptFormat
 from dftune.environment import model_fingerprint
 from dftune.evaluate.config import EvaluateConfig
 from dftune.evaluate.grade import GRADER_VERSION
@@ -231,7 +231,7 @@ def test_other_settings_are_refused_before_anything_is_generated_and_overwrite_r
     warmer = SAMPLE.model_copy(update={"temperature": 0.5})
     with pytest.raises(ValueError, match=r"sampling\.temperature: 1\.0 there, 0\.5 asked for"):
         evaluate(str(coins), [str(other), sums], warmer, tmp_path / "out", step=0)
-    assert not (tmp_path / "out/evals/step-0/other.sample.jsonl").exists()
+    assert not list((tmp_path / "out/evals/step-0").glob("other.*"))
     evaluate(str(coins), [sums], warmer, tmp_path / "out", step=0, overwrite=True)
     settings = json.loads((tmp_path / "out/evals/step-0/sums.sample.json").read_text())
     assert settings["sampling"]["temperature"] == 0.5
@@ -317,6 +317,27 @@ def test_a_run_is_prompted_as_it_was_trained(tmp_path, sums):
     assert read(summary.completions)[0]["prompt"] == FORMATS["numina"].render("What is 3 + 4?")
     assert said == []
     assert json.loads((run / "manifest.json").read_text())["kind"] == "train"  # the run's own is left alone
+
+
+def test_a_format_of_ones_own_is_taken_from_the_run_and_not_from_its_file(tmp_path, sums):
+    run = run_folder(tmp_path / "run", ALWAYS)
+    own = PromptFormat("mine", "Sum: {problem} =", completion_prefix=" ", stop=(";",))
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "prompt_format": own.record()}))
+    said = []
+    (summary,) = evaluate_run(run, EvaluateConfig(benchmarks=(sums,), max_tokens=4), say=said.append)
+    settings = json.loads(summary.completions.with_suffix(".json").read_text())
+    assert read(summary.completions)[0]["prompt"] == "Sum: What is 3 + 4? ="
+    assert settings["sampling"]["stop"] == [";"]
+    assert (
+        settings["prompt_format"]
+        == settings["trained_prompt_format"]
+        == {
+            "name": "mine",
+            "fingerprint": own.fingerprint,
+        }
+    )
+    assert said == []
 
 
 def test_another_format_than_the_trained_one_is_recorded_and_warned_of(tmp_path, sums):

@@ -64,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
     read = [(path, _read(path)) for path in paths]
     version = GRADER_VERSION + ("-strict" if args.strict else "")
     for path, rows in read:
-        verdicts = [_verdict(grade(_target(row), row["completion"], strict=args.strict)) for row in rows]
+        verdicts = [
+            _verdict(grade(_target(row), row["completion"], strict=args.strict, tolerance=row.get("tolerance")))
+            for row in rows
+        ]
         print(_summary(path, rows, verdicts))
         if args.show:
             print(_disagreements(rows, verdicts, args.show))

@@ -22,11 +22,13 @@ examples:
   dftune prepare recipes/examples/gsm8k-tiny.yaml
   dftune prepare my.yaml data.source=rows.csv data.columns.problem=question data.columns.solution=output
   dftune prepare pairs.yaml data.columns.problem=prompt data.columns.solution=chosen data.columns.negatives=rejected
-  dftune prepare my.yaml data.max_length=1024 --force
+  dftune prepare chat.yaml data.columns.messages=messages data.turns=all
+  dftune prepare my.yaml data.max_length=1024 data.truncation=left --force
 
 The source (recipe key `data.source`) is a JSONL, JSON, CSV or parquet file, a folder of such files, a dataset saved
 with save_to_disk, or a Hugging Face dataset id. Every row is checked, filtered, rendered in the prompt format and
-tokenised with the model's tokenizer. The completion is trained on, the prompt is not. With `data.columns.negatives`
+tokenised with the model's tokenizer. The completion is trained on, the prompt is not; of a conversation
+(`data.columns.messages`) every answer, or the last one (`data.turns=last`). With `data.columns.negatives`
 the other completions of the same problem are prepared too. Every row and every negative that is left out is counted
 with its reason.
 
@@ -68,6 +70,7 @@ def summarize(manifest: Manifest) -> str:
     """Counts by reason, sizes of the splits and statistics of the tokens, as an aligned text."""
     counts = manifest["counts"]
     lines = [("rows read", counts["rows_read"], ""), *_left_out(counts["dropped"])]
+    lines += [(f"cut: {what}", cut["count"], _where(cut)) for what, cut in manifest["truncated"].items()]
     lines += [("training rows", manifest["num_train"], ""), ("held-out rows", manifest["num_validation"], "")]
     if "negatives" in manifest:
         negatives = manifest["negatives"]
@@ -88,33 +91,35 @@ def summarize(manifest: Manifest) -> str:
 
 
 def _left_out(reasons: Mapping[str, Dropped]) -> list[tuple[str, int, str]]:
-    return [
-        (f"  {reason}", -dropped["count"], f"e.g. {'; '.join(dropped['examples'][:2])}")
-        for reason, dropped in reasons.items()
-    ]
+    return [(f"  {reason}", -dropped["count"], _where(dropped)) for reason, dropped in reasons.items()]
+
+
+def _where(account: Dropped) -> str:
+    return f"e.g. {'; '.join(account['examples'][:2])}"
 
 
 def show_example(dataset: PreparedDataset) -> str:
     """The first training example as the model will see it, with its first negative, decoded from their tokens."""
     from transformers import AutoTokenizer  # noqa: PLC0415
 
+    from dftune.data.shown import decode_parts, stretches  # noqa: PLC0415
+
     tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer_folder)
-    tokens, supervised = dataset.input_ids("train", 0), dataset.completion_mask("train", 0)
-    num_prompt, num_completion = int((~supervised).sum()), int(supervised.sum())
-    end = tokenizer.convert_ids_to_tokens(int(tokens[-1]))
-    lines = [
-        f"first training example, {dataset.ids('train')[0]}",
-        f"--- prompt: {num_prompt} tokens, not trained on ".ljust(100, "-"),
-        _shortened(tokenizer.decode(tokens[~supervised])),
-        f"--- completion: {num_completion} tokens, trained on, {end} among them ".ljust(100, "-"),
-        _shortened(tokenizer.decode(tokens[supervised])),
-    ]
+    row = dataset.input_ids("train", 0).tolist(), dataset.completion_mask("train", 0).tolist()
+    parts = stretches(*row)
+    lines = [f"first training example, {dataset.ids('train')[0]}"]
+    for part, text in zip(parts, decode_parts(tokenizer, [part.ids for part in parts]), strict=True):
+        last = tokenizer.convert_ids_to_tokens(part.ids[-1])
+        what = f"completion: {len(part.ids)} tokens, trained on, {last} among them"
+        what = what if part.is_supervised else f"prompt: {len(part.ids)} tokens, not trained on"
+        lines += [f"--- {what} ".ljust(100, "-"), _shortened(text)]
     if dataset.train.negatives is not None:
         _, negative = dataset.train.group(0, num_negatives=1)
-        completion = negative.input_ids[negative.completion_mask]
+        (_, completion) = stretches(negative.input_ids.tolist(), negative.completion_mask.tolist())
+        last = tokenizer.convert_ids_to_tokens(completion.ids[-1])
         lines += [
-            f"--- negative {negative.id}: {len(completion)} tokens, {end} among them ".ljust(100, "-"),
-            _shortened(tokenizer.decode(completion)),
+            f"--- negative {negative.id}: {len(completion.ids)} tokens, {last} among them ".ljust(100, "-"),
+            _shortened(tokenizer.decode(completion.ids)),
         ]
     return "\n".join([*lines, "-" * 100])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from dftune.data.messages import Message, Role
 
@@ -57,12 +57,12 @@ def question(value: Any, column: str, location: str) -> str:
     return exchange(value, column, location).asked if is_conversation(value) else text(value, column, location)
 
 
-def is_answer(value: Any) -> bool:
+def is_answer(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     """Whether a cell is a conversation of one message, an assistant's."""
     return is_conversation(value) and [message.get("role") for message in value] == ["assistant"]
 
 
-def is_conversation(value: Any) -> bool:
+def is_conversation(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     """Whether a cell is a list of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 

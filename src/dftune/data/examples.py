@@ -335,8 +335,7 @@ def _texts(row: dict[str, Any], config: DataConfig, location: str) -> tuple[tupl
         )
     solution: str | None
     if is_answer(answering):
-        (answer,) = answering or ()
-        solution = text(answer.get("content"), columns.solution, location)
+        solution = text(answering[0].get("content"), columns.solution, location)
     elif is_conversation(answering):
         found = exchange(answering, columns.solution, location)
         problem = found.asked if asking == answering else question(asking, columns.problem, location)

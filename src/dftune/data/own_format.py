@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dftune.config import Config, read_yaml, validate
+from dftune.config import Config, RecipeError, read_yaml, validate
 from dftune.data.chat_format import chat_format
 from dftune.data.messages import Message
 from dftune.data.prompt_format import SLOT, PromptFormat, with_system
@@ -72,7 +72,12 @@ class FormatConfig(Config):
 
 
 def _read_inline(value: object) -> object:
-    return validate(dict(value), FormatConfig, "a prompt format") if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return validate(dict(value), FormatConfig, "prompt_format")
+    except RecipeError as error:
+        raise ValueError("; ".join(error.problems)) from None
 
 
 FormatSpec = Annotated[str | FormatConfig, BeforeValidator(_read_inline)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 _SPACES = ("\u2581", "\u0120")
@@ -27,11 +28,15 @@ class TextEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._bos: int | None = tokenizer.bos_token_id if adds_bos(tokenizer) else None
-        self._anchors: list[tuple[str, list[int]]] | None = None
-        if self._spaced("a", 0):
-            texts = [*tokenizer.all_special_tokens, *_ANCHORS]
-            leads = self._ids(texts)
-            self._anchors = [pair for pair in zip(texts, leads, strict=True) if self._is_anchor(*pair)]
+
+    @cached_property
+    def _anchors(self) -> list[tuple[str, list[int]]] | None:
+        """Texts to encode behind, and their ids; None where the tokenizer adds no space."""
+        if not self._spaced("a", 0):
+            return None
+        texts = [*self._tokenizer.all_special_tokens, *_ANCHORS]
+        leads = self._ids(texts)
+        return [pair for pair in zip(texts, leads, strict=True) if self._is_anchor(*pair)]
 
     def beginnings(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that begin a row, each as the tokenizer encodes it, with one beginning-of-sequence token."""

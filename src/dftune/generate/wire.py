@@ -106,6 +106,8 @@ def body(
         fields["n"] = num_samples
     if sampling.temperature > 0:
         fields["seed"] = seed
+    if facts.software == "transformers":  # it looks for them across the border of prompt and completion
+        stop = [string for string in stop if not _begins_at_the_end(string, request.text)]
     if stop:
         fields["stop"] = list(stop)[:_MOST_STOPS]
     if facts.logprobs:
@@ -119,6 +121,10 @@ def body(
         limits = {"max_new_tokens": max_tokens, "eos_token_id": ends or None, "pad_token_id": ends[0] if ends else None}
         fields["generation_config"] = json.dumps({**drawn, "top_k": 0, **limits})
     return fields
+
+
+def _begins_at_the_end(string: str, text: str) -> bool:
+    return any(text.endswith(string[:length]) for length in range(1, len(string)))
 
 
 @dataclass(frozen=True)
