@@ -1,8 +1,7 @@
 """Intervals hold the truth, nothing is found where nothing is, and what is detectable is found: by simulation.
 
 The worlds and the truth are those of benchmarks/intervals.py, which prints the table of docs/evaluation.md. The slow
-test asserts 93 to 97 % (one standard error is 0.5 points); the quick ones allow for chance (1.1 points at 400
-repetitions).
+test asserts 93 to 97 % (one standard error is 0.5 points); the quick ones allow for chance (1.1 points at 400).
 """
 
 from __future__ import annotations

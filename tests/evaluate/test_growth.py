@@ -200,6 +200,18 @@ def test_scores_are_broken_down_and_the_columns_recorded(coins, sums, tmp_path):
     assert json.loads(summary.completions.with_suffix(".json").read_text())["by"] == ["subject"]
 
 
+def test_a_column_must_be_in_one_of_the_benchmarks(coins, sums, tmp_path):
+    write(tmp_path / "bare.jsonl", [{"problem": "1?", "answer": "7"}])
+    config = FOUR.model_copy(update={"protocol": "greedy", "by": ("level",)})
+    with_level, without = evaluate(coins, [sums, str(tmp_path / "bare.jsonl")], config, tmp_path / "out", step=0)
+    assert ([part.value for part in with_level.parts], without.parts) == (["0", "1", "2", "3"], ())
+    with pytest.raises(
+        ValueError, match="--by topic: none of the benchmarks has that column; there are level"
+    ):
+        evaluate(coins, [sums], config.model_copy(update={"by": ("topic",)}), tmp_path / "other", step=0)
+    assert not (tmp_path / "other").exists()
+
+
 def test_what_the_engine_knows_of_a_completion_is_stored(coins, sums, tmp_path):
     (summary,) = evaluate(coins, [sums], FOUR.model_copy(update={"protocol": "greedy"}), tmp_path / "out", step=0)
     row = read(summary.completions)[0]

@@ -41,9 +41,10 @@ def results(tmp_path):
     return Results(tmp_path, "sums", "sample")
 
 
-def opened(results, benchmark=SUMS, **changes):
+def opened(results, benchmark=SUMS, *, overwrite=False, **changes):
     again = Results(results.path.parent, "sums", "sample")
-    again.open({**SETTINGS, **changes}, benchmark, render, regraded)
+    again.open({**SETTINGS, **changes}, benchmark, render, regraded, overwrite=overwrite)
+    again.begin()
     return again
 
 
@@ -120,7 +121,7 @@ def test_asked_for_less_the_file_stays_what_it_is(results):
 
 @pytest.mark.parametrize(("num_problems", "num_samples"), [(6, 2), (2, 8)])
 def test_an_uneven_file_is_refused(results, num_problems, num_samples):
-    opened(results, num_samples=4)
+    opened(results, num_samples=4).append([row("a")])
     with pytest.raises(ValueError, match=r"meant for 4 problems with 4 samples each.*would make it uneven"):
         opened(results, SUMS.first(num_problems), num_samples=num_samples)
 
@@ -194,10 +195,29 @@ def test_completions_without_their_settings_are_refused(results):
         opened(results)
 
 
-def test_deleting_starts_afresh(results):
+def test_overwriting_starts_afresh(results):
     opened(results).append([row("a")])
-    results.delete()
+    assert not opened(results, overwrite=True, model_fingerprint="m2").rows
+    assert not results.path.exists()
+    assert stored(results)["model_fingerprint"] == "m2"
+
+
+def test_settings_without_a_completion_bind_nobody(results):
+    opened(results)
     assert not opened(results, model_fingerprint="m2").rows
+    assert stored(results)["model_fingerprint"] == "m2"
+
+
+def test_nothing_is_written_before_it_begins(results):
+    results.open(SETTINGS, SUMS, render, regraded)
+    assert not results.settings_path.exists()
+    opened(results).append([row("a")])
+    before = results.path.read_bytes(), results.settings_path.read_bytes()
+    again = Results(results.path.parent, "sums", "sample")
+    again.open({**SETTINGS, "grader": "2", "num_samples": 4}, SUMS, render, regraded)
+    assert (results.path.read_bytes(), results.settings_path.read_bytes()) == before
+    again.begin()
+    assert json.loads(results.path.read_text())["verdict"] == "ungraded"
 
 
 def test_finished_completions_stand_in_the_order_of_the_benchmark(results):

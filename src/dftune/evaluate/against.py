@@ -276,11 +276,11 @@ def _details(one: Comparison, num_shown: int) -> list[str]:
     if not one.difference.sign:
         lines.append(f"  {_too_small(one)}")
     if one.num_left_out:
-        lines.append(f"  {one.num_left_out} questions left out: not graded on one side")
+        lines.append(f"  left out, not graded on one side: {one.num_left_out}")
     lines += [f"  mind: {mark}" for mark in one.marks]
     for flips, what in ((one.gained, "better here"), (one.lost, "worse here")):
         shown = flips[: max(num_shown, 0)]
-        lines.append(f"  {len(flips)} questions {what}" + (":" if shown else ""))
+        lines.append(f"  {len(flips)} question{'s' * (len(flips) != 1)} {what}" + (":" if shown else ""))
         several = any(flip.ours not in (0, 1) or flip.theirs not in (0, 1) for flip in flips)
         for flip in shown:
             scores = f"{100 * flip.ours:.0f} % here, {100 * flip.theirs:.0f} % there; " if several else ""

@@ -13,6 +13,7 @@ from dftune.evaluate.metrics import (
     Estimate,
     Spread,
     accuracy_estimate,
+    estimate_scores,
     matched_differences,
     paired_difference,
     pool_spreads,
@@ -239,7 +240,11 @@ def _score(cell: Cell, spreads: SeedSpreads) -> Cell:
     if not scores:
         return cell
     num_graded = cell.num_completions - cell.num_ungraded
-    estimate = accuracy_estimate(scores, num_graded, pooled=spreads.conditions, clusters=clusters)
+    estimate = (
+        estimate_scores((score for (score,) in scores), num_graded, clusters)
+        if len(cell.scored) == 1
+        else accuracy_estimate(scores, num_graded, pooled=spreads.conditions, clusters=clusters)
+    )
     return replace(cell, estimate=estimate, gain=_gain(cell.scored, spreads))
 
 
