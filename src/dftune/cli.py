@@ -9,6 +9,8 @@ import re
 import sys
 from collections.abc import Sequence
 
+from dftune.generate.base import IncompleteError
+
 _OVERRIDE = re.compile(r"[\w.-]+=")
 
 COMMANDS = {
@@ -84,7 +86,7 @@ def _run(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. `--resume` continues a training run from its last checkpoint.", file=sys.stderr)
         status = 130
-    except (ArithmeticError, OSError) as error:
+    except (ArithmeticError, OSError, IncompleteError) as error:
         print(f"dftune {parsed.command}: {_message(error)}", file=sys.stderr)
         status = 1
     except ValueError as error:

@@ -1,7 +1,9 @@
 """A small real HTTP server that speaks the completions protocol, and breaks it in the ways that servers do."""
 
+import contextlib
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -22,16 +24,21 @@ class ScriptedServer(ThreadingHTTPServer):
             its place (and returns True), or None.
         models: what it lists.
         most: requests at a time; more get 429.
+        fixed: sample every request at the temperature of the first one.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, tokenizer, *, ignores=(), stop="cut", faults=(), models=({"id": "tiny"},), most=None, port=0):
+    def __init__(
+        self, tokenizer, *, ignores=(), stop="cut", faults=(), models=({"id": "tiny"},), most=None, port=0, fixed=False
+    ):
         self.tokenizer = tokenizer
         self.takes = FEATURES - set(ignores)
         self.stop_is, self.faults, self.models, self.most = stop, deque(faults), list(models), most
+        self.fixed, self.first = fixed, None
         self.bodies, self.times, self.keys, self.texts = [], [], Counter(), 0
+        self.connections = []
         self.now = self.peak = 0
         self.lock, self.released = threading.Lock(), threading.Event()
         super().__init__(("127.0.0.1", port), Handler)
@@ -39,10 +46,14 @@ class ScriptedServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self):
-        """Stop listening; requests in progress lose their connection when the process ends."""
-        self.released.set()
+        """Go as a killed process does: with the listening socket and every connection."""
         self.shutdown()
         self.server_close()
+        with self.lock:
+            for connection in self.connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        self.released.set()
 
     def handle_error(self, request, client_address):
         pass  # clients that hang up are part of the tests
@@ -50,10 +61,12 @@ class ScriptedServer(ThreadingHTTPServer):
     def write(self, prompt, body, index):
         """The text, before any limit."""
         source = [prompt]
-        if body["temperature"] != 0 and "temperature" in self.takes:
+        with self.lock:
+            self.first = body["temperature"] if self.first is None else self.first
+        if (self.first if self.fixed else body["temperature"]) != 0 and "temperature" in self.takes:
             with self.lock:
                 self.texts += 1
-                source += [body["seed"] if "seed" in self.takes else self.texts, index]
+                source += [body["seed"] if "seed" in self.takes and "seed" in body else self.texts, index]
         letters = random.Random(str(source))
         return "".join(letters.choice("abcdefg ") for _ in range(letters.randint(25, 40)))
 
@@ -63,6 +76,11 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: ScriptedServer
+
+    def setup(self):
+        super().setup()
+        with self.server.lock:
+            self.server.connections.append(self.connection)
 
     def log_message(self, *arguments):
         pass

@@ -1,3 +1,5 @@
+import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -17,7 +19,10 @@ from tests.generate.scripted_server import (
 from dftune.generate.base import IncompleteError, Request, Sampling
 from dftune.generate.client import ServerEngine, load_server_engine
 from dftune.generate.config import ServerConfig
-from dftune.generate.faults import Backoff
+from dftune.generate.endpoint import Endpoint, Pool
+from dftune.generate.faults import Backoff, RequestError
+
+pytest.importorskip("openai")
 
 GREEDY = Sampling(max_tokens=30)
 DRAWN = Sampling(max_tokens=30, temperature=1.0, seed=5)
@@ -84,8 +89,14 @@ def check_greedy(requests, completions):
 
 
 def test_every_request_is_sent_once_and_comes_back_in_order(serve, engine_of, requests):
-    server, asked, delivered = serve(), requests(40), []
-    check_greedy(asked, engine_of(server).generate(asked, GREEDY, delivered.extend))
+    server, asked, delivered, threads = serve(), requests(40), [], set()
+
+    def receive(completions):
+        delivered.extend(completions)
+        threads.add(threading.current_thread())
+
+    check_greedy(asked, engine_of(server).generate(asked, GREEDY, receive))
+    assert threads == {threading.current_thread()}
     assert len(server.bodies) == 40
     assert sorted(done.id for done in delivered) == sorted(request.id for request in asked)
 
@@ -131,6 +142,24 @@ def test_a_server_that_ignores_what_cannot_be_done_without_is_refused(serve, eng
     with pytest.raises(ValueError, match=f"{server.url} ignores .*{ignores[0]}"):
         engine_of(server).generate(requests(2), DRAWN)
     assert not server.bodies
+
+
+def test_a_server_that_samples_as_in_its_first_request_is_used_only_where_that_is_allowed(serve, engine_of, requests):
+    server = serve(fixed=True)
+    with pytest.raises(ValueError, match=r"samples every request as its first one.*fixed_sampling=true"):
+        engine_of(server).generate(requests(1), DRAWN)
+    with pytest.raises(ValueError, match="ignores the temperature: asked three times at temperature 0"):
+        engine_of(server).generate(requests(1), GREEDY)
+    engine = engine_of(server, fixed_sampling=True)
+    assert len(engine.generate(requests(1, samples=3), DRAWN)) == 3
+    assert engine.facts[0].fixed_sampling
+
+
+def test_vllm_gets_end_tokens_that_are_not_the_models_own_by_their_ids(serve, engine_of, requests):
+    server = serve(models=[{"id": "tiny", "owned_by": "vllm"}])
+    engine_of(server).generate(requests(1), Sampling(30, end_token_ids=frozenset([7, 9])))
+    assert server.bodies[0]["stop_token_ids"] == [7, 9]
+    assert "stop" not in server.bodies[0]
 
 
 @pytest.mark.parametrize("need", ["logprobs", "seed"])
@@ -268,29 +297,48 @@ def test_servers_share_the_load_and_one_that_is_down_is_left_out(serve, engine_o
     assert any(f"{gone.url} does not answer; it is left out" in line for line in said)
 
 
+def leave(handler, body):
+    """A fault: the server goes, and its connections with it."""
+    threading.Thread(target=handler.server.close).start()
+    handler.server.released.wait(5)
+    handler.close_connection = True
+    return True
+
+
+@pytest.fixture
+def restarted(tokenizer):
+    """Starts another server at the port of one as soon as that has gone."""
+    back = []
+
+    def start(server, **options):
+        def watch():
+            server.released.wait(20)
+            while not back:
+                with contextlib.suppress(OSError):
+                    back.append(ScriptedServer(tokenizer, port=server.server_port, **options))
+
+        threading.Thread(target=watch, daemon=True).start()
+        return back
+
+    yield start
+    for server in back:
+        server.close()
+
+
+def test_a_server_that_comes_back_with_another_model_is_not_asked(serve, engine_of, requests, restarted):
+    server = serve(faults=[None, leave])
+    back = restarted(server, models=[{"id": "other"}])
+    with pytest.raises(ValueError, match=f"{server.url} serves other, not tiny"):
+        engine_of(server, concurrency=1).generate(requests(9), GREEDY)
+    assert not back[0].bodies
+
+
 def test_a_server_that_goes_away_and_comes_back_is_used_again_and_nothing_is_lost(
-    serve, engine_of, requests, tokenizer
+    serve, engine_of, requests, restarted
 ):
-    def leave(handler, body):
-        threading.Thread(target=handler.server.close).start()
-        handler.server.released.wait(5)
-        handler.close_connection = True
-        return True
-
-    server, asked, delivered, back = serve(faults=[None] * 5 + [leave] * 4), requests(20), [], []
-
-    def restart():
-        server.released.wait(20)
-        port = server.server_port
-        while not back:
-            try:
-                back.append(ScriptedServer(tokenizer, port=port))
-            except OSError:
-                continue
-
-    threading.Thread(target=restart, daemon=True).start()
+    server, asked, delivered = serve(faults=[None] * 5 + [leave] * 4), requests(20), []
+    back = restarted(server)
     check_greedy(asked, engine_of(server, concurrency=4).generate(asked, GREEDY, delivered.extend))
-    back[0].close()
     assert len(delivered) == 20
     assert back[0].bodies
     lost = len(server.bodies) + len(back[0].bodies) - 20  # asked again: those that were under way, and no other
@@ -298,16 +346,25 @@ def test_a_server_that_goes_away_and_comes_back_is_used_again_and_nothing_is_los
 
 
 def test_requests_become_failures_when_no_server_comes_back(serve, engine_of, requests):
-    def leave(handler, body):
-        threading.Thread(target=handler.server.close).start()
-        handler.server.released.wait(5)
-        handler.close_connection = True
-        return True
-
     server, delivered = serve(faults=[None, None, leave]), []
     with pytest.raises(IncompleteError, match=r"8 of 10 requests failed.*no server could be reached for 0.3 s"):
         engine_of(server, concurrency=1, outage_s=0.3).generate(requests(10), GREEDY, delivered.extend)
     assert len(delivered) == 2
+
+
+def test_an_outage_is_counted_from_the_loss_of_the_last_server():
+    async def wait():
+        first, last = (Endpoint("http://x/v1", concurrency=1, timeout_s=1, backoff=Backoff()) for _ in range(2))
+        pool = Pool([first, last], outage_s=0.3)
+        first.lose()
+        await asyncio.sleep(0.4)
+        last.lose()
+        lost_at = asyncio.get_running_loop().time()
+        with pytest.raises(RequestError, match=r"no server could be reached for 0\.3 s"):
+            await pool.free()
+        return asyncio.get_running_loop().time() - lost_at
+
+    assert asyncio.run(wait()) >= 0.3
 
 
 def test_the_number_of_requests_in_flight_adapts_to_what_the_server_takes(serve, engine_of, requests):
@@ -441,8 +498,6 @@ def test_an_error_of_the_receiver_ends_the_run(serve, engine_of, requests):
 
 
 def test_an_engine_works_within_a_running_event_loop(serve, engine_of, requests):
-    import asyncio  # noqa: PLC0415
-
     async def cell():
         return engine_of(serve()).generate(requests(2), GREEDY)
 

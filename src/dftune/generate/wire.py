@@ -195,6 +195,7 @@ def completion_of(
     max_tokens: int,
     stop: Sequence[str],
     count: Callable[[str], int],
+    stops: bool = True,
 ) -> Completion:
     """A completion as every engine gives it: cut before the first stop string, whatever the server did about it.
 
@@ -204,6 +205,7 @@ def completion_of(
         max_tokens: what was asked for; decides the finish reason where the server gives none.
         stop: strings to cut at: the stop strings, and the end tokens as text.
         count: number of tokens of a text, for servers that do not say.
+        stops: whether the server may have ended at a stop string itself.
     """
     text, reason, num_tokens, logps = choice.text, choice.finish_reason, choice.num_tokens, choice.logps
     found = [(at, string) for string in stop if (at := text.find(string)) >= 0]
@@ -214,7 +216,7 @@ def completion_of(
         at, string = min(found)
         stop_string = string
         end = at + max(len(other) for where, other in found if where == at)
-        if end < len(text):  # the server wrote on: these tokens were never asked for
+        if end < len(text) or not stops:  # the server wrote on: these tokens were never asked for
             num_tokens, logps = count(text[: at + len(string)]), None
         text, reason = text[:at], "stop"
     reason = reason or ("length" if num_tokens >= max_tokens else "stop")
