@@ -127,7 +127,12 @@ class Comparison:
     def renamed_function(self, gold: Expr, answer: Labelled) -> bool:
         """``2x`` against ``f(t) = 2t``."""
         mine = symbols(gold)
-        if len(answer.arguments) != 1 or len(mine) != 1 or answer.arguments[0] in mine:
+        if (
+            len(answer.arguments) != 1
+            or len(mine) != 1
+            or answer.arguments[0] in mine
+            or not next(iter(mine)).isalpha()
+        ):
             return False
         return self.same_part(gold, rename(answer.value, {answer.arguments[0]: next(iter(mine))}))
 

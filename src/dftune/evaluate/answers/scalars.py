@@ -364,7 +364,7 @@ def _drop_unit(expr: Expr, other: Expr, *, compound: bool = False) -> Expr:
         while base.op == "pow":
             divides = divides or (base.args[1].value or 0) < 0
             base = base.args[0]
-        if base.op == "sym" and base.name in UNIT_LETTERS:
+        if kept and base.op == "sym" and base.name in UNIT_LETTERS:  # 12 m, not N/2
             quotient = quotient or divides
         else:
             kept.append(factor)
