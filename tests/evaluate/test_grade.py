@@ -470,6 +470,8 @@ def test_numbers_tuples_and_sets_are_equal_from_either_side():
         (r"10:05 \text{ a.m.}", "2"),
         (r"\frac{1}{2}", r"\frac{N}{2}"),
         ("F_{n+1}", "f(x)=x"),
+        ("C.", "f(x)=x"),
+        (r"\text{2A}_{16}", "2"),
         ("B", r"f(x)=c \text{ for any constant } c"),
         ("[2,5]", "2,5"),
         (r"\mathbb{R}", r"\mathbb{R}^+"),

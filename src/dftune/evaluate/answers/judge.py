@@ -135,9 +135,10 @@ def _read(text: str) -> Reading:
         return Reading(cleaned, (num(NUMBER_WORDS.index(key)),), "")
     if _NEGATION.search(cleaned):  # "not 5" is a statement about 5, not 5
         return Reading(cleaned, (Expr("text", name=_squeezed(_TEXT_MARKUP.sub(" ", cleaned))),), "")
+    numeral = _numeral(cleaned)
+    if numeral is not None and not numeral[0].isdigit():  # with letters for digits
+        return Reading(cleaned, (node("base", num(int(numeral[1])), name=numeral[0]),), "")
     trees, error = _parsed(cleaned)
-    if not trees and (numeral := _numeral(cleaned)) is not None:  # with letters for digits
-        trees = (node("base", num(int(numeral[1])), name=numeral[0]),)
     return Reading(cleaned, trees, error)
 
 

@@ -90,9 +90,7 @@ def _pieces(expr: Expr, budget: Budget) -> Region | None:
     if expr.op == "group" and expr.name == "{}":
         return _points(expr.args, budget)
     if expr.op == "group" and len(expr.args) == 2:
-        closed = (expr.name[0] == "[", expr.name[1] == "]")
-        found = _interval(*expr.args, closed, budget)
-        return None if found is None or found[0].is_empty() else found  # (5, 2) is a point, not the empty set
+        return _interval(*expr.args, (expr.name[0] == "[", expr.name[1] == "]"), budget)
     if expr.op == "mul" and len(expr.args) == 2 and expr.args[0].op == "sym":  # a stray name before an interval
         return _pieces(expr.args[1], budget) if expr.args[1].op in ("group", "setop") else None
     if expr.op == "seq":

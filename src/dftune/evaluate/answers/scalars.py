@@ -358,7 +358,8 @@ def _drop_unit(expr: Expr, other: Expr, *, compound: bool = False) -> Expr:
     """``12 m`` as 12 when the other side has no variable at all; ``compound`` asks for a quotient such as m/s."""
     if expr.op != "mul" or symbols(other) or not symbols(expr):
         return expr
-    kept, quotient = [], False
+    kept: list[Expr] = []
+    quotient = False
     for factor in expr.args:
         base, divides = factor, False
         while base.op == "pow":
