@@ -23,6 +23,7 @@ ENDINGS: list[dict[str, Any]] = [
     {"verdict": "incorrect", "answer": None, "finish_reason": "length"},
     {"verdict": "incorrect", "answer": "7", "completion": "It is 7. " * 30, "finish_reason": "length"},
     {"verdict": "incorrect", "answer": None, "completion": " "},
+    {"verdict": "scored", "score": 0.5, "answer": None},
     {"verdict": "ungraded", "answer": None, "reason": "operation budget spent"},
 ]
 
