@@ -243,7 +243,6 @@ def test_a_server_killed_in_the_middle_and_started_again_loses_nothing_and_is_as
     assert engine.asked["answered"] <= answered <= engine.asked["answered"] + 8
 
 
-@pytest.mark.slow
 @served
 def test_eight_requests_at_a_time_give_what_the_local_engine_gives(tmp_path, monkeypatch):
     cached = tmp_path / "hub" / "models--owner--other"
