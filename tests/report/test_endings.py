@@ -51,7 +51,7 @@ def test_every_category_has_its_part_of_the_bar_its_key_and_its_colour(run: Path
 def test_parts_of_the_bar_tell_their_reasons(run: Path, tmp_path: Path) -> None:
     html = report.build([run], tmp_path / "out").html.read_text()
     assert "<title>repetition loop: 1 of 8 (cut off 1)</title>" in html
-    assert "<title>format failure: 1 of 7 (no answer 1)</title>" in html
+    assert "<title>format failure: 1 of 8 (no answer 1)</title>" in html
 
 
 def test_the_table_of_endings_holds_what_the_diagnosis_counts(run: Path) -> None:
