@@ -157,13 +157,19 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def whole_on_main(tensors: Iterable[tuple[str, Tensor]], world: World) -> dict[str, Tensor]:
-    """Tensors by name, whole and on the CPU, on rank 0; nothing on the others. One at a time is on the device."""
+def whole_on_main(tensors: Iterable[tuple[str, Tensor]], world: World, *, copy: bool = False) -> dict[str, Tensor]:
+    """Tensors by name, whole and on the CPU, on rank 0; nothing on the others. One at a time is on the device.
+
+    Args:
+        tensors: and their names; every rank has the same ones in the same order.
+        world: the ranks.
+        copy: also what is whole on the CPU already.
+    """
     found = {}
     for name, tensor in tensors:
         full = whole(tensor.detach())
         if world.main:
-            found[name] = full.cpu().contiguous()
+            found[name] = full.to("cpu", copy=copy, memory_format=torch.contiguous_format)
     return found
 
 
