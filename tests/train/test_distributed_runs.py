@@ -1,6 +1,7 @@
 """Whole runs of several processes: what they leave behind, broken off and taken up by another number of them."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from dftune.data.prepare import prepared
 from dftune.files import read_json
 from dftune.recipe import Recipe
-from dftune.train.checkpoint import verify
+from dftune.train.checkpoint import list_checkpoints, verify
 from dftune.train.loop import train
 from dftune.train.world import World
 
@@ -216,3 +217,28 @@ def test_an_interrupt_ends_all_processes_and_the_run_says_so(make_recipe):
     assert process.returncode == 130
     assert said.count("Interrupted.") == 1
     assert list(rows_of(recipe.output, "end").values())[-1]["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_the_other_with_it_and_leaves_whole_checkpoints_to_go_on_from(make_recipe):
+    recipe, path = make_recipe()
+    process = subprocess.Popen(command(path, "train.steps=100000"), stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not list a process's children")
+    deadline = time.monotonic() + 200
+    while not (recipe.output / "checkpoints" / "step-6").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks = [int(pid) for pid in children.read_text().split() if "train" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "Traceback" not in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    saved = list_checkpoints(recipe.output / "checkpoints")
+    assert len(saved) >= 2
+    for checkpoint in saved:
+        verify(checkpoint)
