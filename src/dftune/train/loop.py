@@ -159,7 +159,7 @@ class _Run:
         self.format: PromptFormat = get_format(recipe.data.prompt_format, self.tokenizer)
         self.end_token_id = self.format.end_token_id(self.tokenizer)
         self.base_fingerprint = base_fingerprint(recipe)
-        self.model = scored_model(recipe, self.tokenizer, self.device)
+        self.model = scored_model(recipe, self.tokenizer, self.device, world)
         self.num_parameters = sum(parameter.numel() for _, parameter in self.model.base_parameters())
         frozen = frozen_copy(self.model) if "ref_kl" in self.objective.needs else None
         self.strategy = self._spread(frozen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -138,11 +138,20 @@ def _buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
     return found
 
 
-def broadcast_weights(model: nn.Module) -> None:
-    """Every rank starts from the weights of rank 0."""
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor, src=0)
+def start_from_main(model: nn.Module, held: Mapping[str, Tensor], device: torch.device) -> None:
+    """Every rank starts from the weights and buffers of rank 0; one at a time is whole on the device.
+
+    Args:
+        model: sharded or not.
+        held: on rank 0, the weights from before it was sharded, by name.
+        device: of this rank.
+    """
+    for name, value in model.named_parameters():
+        full = held[name].to(device) if held else torch.empty(value.shape, dtype=value.dtype, device=device)
+        dist.broadcast(full, src=0)
+        put(full, value)
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
 
 
 # --- Whole tensors and shards ----------------------------------------------------------------------
