@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests and the demo share two cores with nothing else; contended OpenMP threads are far slower than one.
 TEST_WORKERS ?= 2
 
-.PHONY: help setup demo test check format serve-env demo-base clean
+.PHONY: help setup demo test test-slow lint check format serve-env demo-base clean
 
 help:            ## Show this list.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,14 +22,18 @@ setup: $(STAMP)  ## Create .venv and install dftune from the lock (constraints.t
 demo: $(STAMP)   ## Fine-tune, evaluate and compare a tiny model: a report in under five minutes on two CPU cores.
 	$(BIN)/dftune demo
 
-test: $(STAMP)   ## Run every test that this machine can run.
-	$(BIN)/python -m pytest -n $(TEST_WORKERS)
+test: $(STAMP)   ## Run the tests, but for those marked slow: some minutes on two cores.
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not slow" -q
 
-check: $(STAMP)  ## Format, lint, types and the fast tests: what must be green before a commit.
+test-slow: $(STAMP) ## Run the tests marked slow: real servers, kills, simulations, whole flows.
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m slow -q
+
+lint: $(STAMP)   ## Format, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m "not slow and not gpu" -q
+
+check: lint test ## What must be green before a commit.
 
 format: $(STAMP) ## Rewrite the code in the project's format.
 	$(BIN)/ruff format .
