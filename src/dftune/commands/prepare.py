@@ -89,6 +89,8 @@ def summarize(manifest: Manifest) -> str:
         text.append(f"{'  ' + part:<{wide}} {cells}")
     prompt_format, origin = manifest["prompt_format"], manifest["tokenizer"]
     tokenizer = "trained on the training rows" if "scratch" in origin else f"of {origin['path']}"
+    if "recognised" in manifest:
+        text += ["", manifest["recognised"]]
     text += ["", f"prompt format {prompt_format['name']}; tokenizer {tokenizer}; fingerprint {manifest['fingerprint']}"]
     return "\n".join(text)
 

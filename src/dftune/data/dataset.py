@@ -24,6 +24,8 @@ _RUN_PREPARE = "Run `dftune prepare RECIPE`."
 LAYOUT = 2
 """Raised when a prepared dataset changes in a way that training on an old one would be wrong."""
 
+_WITHOUT_INFLUENCE = {"prepared", "num_negatives", "rotate_negatives", "data_dir", "streaming"}
+
 Split = Literal["train", "validation"]
 
 
@@ -53,12 +55,14 @@ class NegativeCounts(TypedDict):
     dropped: dict[str, Dropped]
 
 
-class _WithNegatives(TypedDict, total=False):
+class _Sometimes(TypedDict, total=False):
+    recognised: str
+    """Only where the layout of the source was told by its columns: which one, and the settings for it."""
     negatives: NegativeCounts
     """Only where ``data.columns.negatives`` is set."""
 
 
-class Manifest(_WithNegatives):
+class Manifest(_Sometimes):
     """What a prepared dataset holds and what it was made from (``manifest.json``)."""
 
     kind: Literal["prepared"]
@@ -296,9 +300,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The ``data`` section of a recipe without what does not decide the content, as a manifest records it."""
-    settings = recipe.data.model_dump(mode="json", exclude={"prepared", "num_negatives", "rotate_negatives"})
-    if settings["columns"]["negatives"] is None:  # so that a dataset without negatives stays what it was before them
-        del settings["columns"]["negatives"]
+    settings = recipe.data.model_dump(mode="json", exclude=_WITHOUT_INFLUENCE)
+    for key in ("negatives", "input"):  # so that a dataset without them stays what it was before there were any
+        if settings["columns"][key] is None:
+            del settings["columns"][key]
     return settings
 
 

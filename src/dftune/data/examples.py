@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dftune.data import negatives
-from dftune.data.cells import exchange, has_surrogate, is_answer, is_conversation, question, scalar, text
+from dftune.data.cells import content_of, exchange, has_surrogate, is_answer, is_conversation, question, scalar, text
 from dftune.data.config import DataConfig
 from dftune.data.dataset import Counts, Dropped, NegativeCounts
 from dftune.data.messages import Message
@@ -276,6 +276,8 @@ class _Fields:
     def read(cls, row: dict[str, Any], config: DataConfig, location: str) -> _Fields:
         columns = config.columns
         history, problem, solution = _texts(row, config, location)
+        if columns.input is not None and (more := text(row.get(columns.input), columns.input, location)).strip():
+            problem = f"{problem}\n\n{more}"
         # Sources such as the original GSM8K call the solution "answer".
         has_answer = columns.answer not in (columns.solution, columns.problem)
         answer = scalar(row.get(columns.answer), columns.answer, location) if has_answer else None
@@ -336,7 +338,7 @@ def _texts(row: dict[str, Any], config: DataConfig, location: str) -> tuple[tupl
         )
     solution: str | None
     if is_answer(answering):
-        solution = text(answering[0].get("content"), columns.solution, location)
+        solution = text(content_of(answering[0]), columns.solution, location)
     elif is_conversation(answering):
         found = exchange(answering, columns.solution, location)
         problem = found.asked if asking == answering else question(asking, columns.problem, location)
@@ -354,4 +356,5 @@ def _named_columns(config: DataConfig) -> set[str]:
     optional = ("answer", "source", "id")
     fields = type(config.columns).model_fields
     named = {name for key in optional if (name := getattr(config.columns, key)) != fields[key].default}
+    named |= {config.columns.input} if config.columns.input is not None else set()
     return named | ({config.columns.source} if config.sources else set())

@@ -37,7 +37,7 @@ from dftune.data.examples import (
     select_examples,
 )
 from dftune.data.prompts import PromptFormat, get_format
-from dftune.data.sources import read_rows
+from dftune.data.sources import open_rows
 from dftune.data.store import Encoded, find_existing, write_dataset
 from dftune.data.tokenizer import (
     BatchEncoder,
@@ -83,14 +83,15 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
         OSError: the disk is full; nothing is left behind.
     """
     report = progress or (lambda *_: None)
-    data, scratch = recipe.data, recipe.model.scratch
+    scratch = recipe.model.scratch
     _check_context(recipe)
     tokenizer = load_tokenizer(recipe.model) if scratch is None else blank_tokenizer()
-    prompt_format = get_format(data.prompt_format, tokenizer)
+    prompt_format = get_format(recipe.data.prompt_format, tokenizer)
     prompt_format.end_token_id(tokenizer)  # says now, not after reading, that the format does not suit the tokenizer
 
     ledger = Ledger()
-    examples, rows_sha256 = select_examples(read_rows(data), data, ledger, lambda count: report("reading", count, None))
+    rows, data, recognised = open_rows(recipe.data)
+    examples, rows_sha256 = select_examples(rows, data, ledger, lambda count: report("reading", count, None))
     report("reading", ledger.num_rows, ledger.num_rows)
     _check_some_left(len(examples), data, ledger)
     identity = tokenizer_origin(recipe) if scratch else tokenizer_fingerprint(tokenizer)
@@ -132,6 +133,8 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
         tokens=token_statistics(encoded),
         versions=_versions(),
     )
+    if recognised is not None:
+        manifest["recognised"] = recognised
     if data.columns.negatives is not None:
         manifest["negatives"] = ledger.negative_counts([len(item.negatives) for item in encoded])
     counts = manifest["counts"]
