@@ -34,7 +34,8 @@ the prompt is not; of a conversation (`data.columns.messages`) every answer, or 
 `data.columns.negatives` the other completions of the same problem are prepared too. Every row and every negative that
 is left out is counted with its reason.
 
-Written to `data.prepared`: train.parquet, validation.parquet, manifest.json and the tokenizer. A folder that already
+Written to `data.prepared`: train.parquet, validation.parquet, manifest.json, quality.json (duplicates, sources, kinds
+of answers, languages, answers that do not grade against their solution) and the tokenizer. A folder that already
 holds exactly this is left as it is; one that was prepared otherwise is replaced only with --force. `dftune train`
 prepares by itself where there is no such folder yet.
 
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("FORMAT", "FOLDER"),
         help="also write chat-jsonl, verl-parquet or generated into a new folder; may be given several times",
     )
+    parser.add_argument("--report", action="store_true", help="show the whole quality report, with examples")
     parser.add_argument("--force", action="store_true", help="replace a dataset that was prepared with other settings")
 
 
@@ -80,12 +82,24 @@ def run(args: argparse.Namespace) -> int:
     print(f"{recipe.name}: {state} in {recipe.data.prepared}\n")
     print(summarize(dataset.manifest))
     print()
+    print(_quality(recipe.data.prepared, short=not args.report))
+    print()
     print(show_example(dataset))
     for kind, folder in args.export:
         counts = export(kind, dataset, recipe.data, Path(folder))
         listed = ", ".join(f"{name} ({count:,} rows)" for name, count in counts.items())
         print(f"\nexported as {kind} to {folder}: {listed}")
     return 0
+
+
+def _quality(folder: Path, *, short: bool) -> str:
+    from dftune.data.quality import QUALITY_NAME, describe_quality  # noqa: PLC0415
+    from dftune.files import read_json  # noqa: PLC0415
+
+    path = folder / QUALITY_NAME
+    if not path.is_file():
+        return f"There is no {path}; `dftune prepare RECIPE --force` writes it."
+    return describe_quality(read_json(path), short=short)
 
 
 def summarize(manifest: Manifest) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ from dftune.data.examples import (
     select_examples,
 )
 from dftune.data.prompts import PromptFormat, get_format
+from dftune.data.quality import QUALITY_NAME, QualityReport
 from dftune.data.sources import open_rows
 from dftune.data.store import Encoded, find_existing, write_dataset
 from dftune.data.tokenizer import (
@@ -142,8 +144,18 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
     assert counts["rows_read"] == len(train) + len(validation) + num_dropped, "a row was lost without a count"
     report("writing", 0, None)
     files = contamination.files(recipe.name, data.decontaminate.action) if benchmarks else {}
+    files[QUALITY_NAME] = _quality(encoded, report)
     write_dataset(data.prepared, manifest, tokenizer, {"train": train, "validation": validation}, files)
     return manifest
+
+
+def _quality(encoded: Sequence[Encoded], report: Progress) -> str:
+    quality = QualityReport()
+    for count, item in enumerate(encoded):
+        if count % 1000 == 0:
+            report("looking at the quality", count, len(encoded))
+        quality.add(item.example)
+    return json.dumps(quality.finish(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _benchmarks(recipe: Recipe) -> list[Benchmark]:

@@ -22,7 +22,7 @@ _ROWS_PER_GROUP = 10_000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OURS = {
     *(MANIFEST_NAME, TOKENIZER_NAME, "train.parquet", "validation.parquet"),
-    *("contamination.jsonl", "contamination.html"),
+    *("contamination.jsonl", "contamination.html", "quality.json"),
 }
 
 
