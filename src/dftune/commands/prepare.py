@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     print(summarize(dataset.manifest))
     print()
     print(_quality(recipe.data.prepared, short=not args.report))
+    if args.report:
+        print(_packed(dataset, recipe.train.micro_batch_tokens))
     print()
     print(show_example(dataset))
     for kind, folder in args.export:
@@ -100,6 +102,21 @@ def _quality(folder: Path, *, short: bool) -> str:
     if not path.is_file():
         return f"There is no {path}; `dftune prepare RECIPE --force` writes it."
     return describe_quality(read_json(path), short=short)
+
+
+def _packed(dataset: PreparedDataset, budget: int) -> str:
+    from dftune.data.packing import unused_share  # noqa: PLC0415
+
+    lengths = dataset.lengths("train")
+    if len(lengths) == 0 or lengths.max() > budget:
+        return f"packing: a training row is longer than train.micro_batch_tokens={budget:,}"
+    shares = {
+        "best fit": unused_share(lengths, budget, "best_fit"),
+        "in order": unused_share(lengths, budget, "in_order"),
+        "padded by length": unused_share(lengths, budget, "length_sorted"),
+    }
+    listed = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    return f"packing: of rows of {budget:,} tokens stay unused: {listed}"
 
 
 def summarize(manifest: Manifest) -> str:

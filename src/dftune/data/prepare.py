@@ -41,6 +41,9 @@ from dftune.evaluate.benchmarks import Benchmark
 from dftune.files import fingerprint
 from dftune.recipe import Recipe
 
+_MOST_FOUND = 0.9
+"""Share of benchmark problems among the rows from which the source itself is taken for a benchmark."""
+
 
 def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = None) -> Manifest:
     """Prepare the dataset of a recipe in its ``data.prepared`` folder.
@@ -90,6 +93,7 @@ def _prepare(recipe: Recipe, force: bool, report: Progress, sizes: list[int]) ->
         return existing
 
     places, contamination = _screened(examples, benchmarks, data, ledger, report)
+    _check_is_no_benchmark(len(examples) - len(places), len(examples), contamination, data)
     check_some_left(len(places), data, ledger)
     encoder = Encoder(data, prompt_format, ledger, report, meanwhile)
     if scratch is None:
@@ -204,6 +208,20 @@ def _screened(
         ledger.drop(CONTAMINATED, example.location)
         ledger.leave_out_with_row(example.negatives, example.location)
     return array("l", (place for place in everything if place not in found)), contamination
+
+
+def _check_is_no_benchmark(num_found: int, num_examples: int, contamination: Contamination, data: DataConfig) -> None:
+    if num_found < _MOST_FOUND * num_examples:
+        return
+    shares = {name: len(found["matched"]) / found["rows"] for name, found in contamination.counts().items()}
+    name = max(shares, key=lambda each: shares[each], default="")
+    if name:
+        raise ValueError(
+            f"data.source: {data.source} seems to be a benchmark: {num_found} of its {num_examples} rows are problems "
+            f"of the benchmarks that the recipe evaluates on, among them {shares[name]:.0%} of {name}. Train on "
+            "another source (its training split?), take the benchmark out of the recipe, or set "
+            "data.decontaminate.action=report to train on it all the same."
+        )
 
 
 def _check_context(recipe: Recipe) -> None:
