@@ -93,7 +93,8 @@ def test_negatives_are_read_from_text_lists_conversations_and_numbered_columns(c
         (chat("q", "a")[:1], "line 1: column 'n' must hold text, or a conversation .*found 1 messages of user"),
         ([*chat("q", "a"), *chat("q", "a")[1:]], "found 3 messages of user, assistant, assistant"),
         ([{"role": "system", "content": "s"}, *chat("q", "a")], "answers another question than the solution does"),
-        ([{"from": "human", "value": "q"}], "found 1 messages of None"),
+        ([{"from": "human", "value": "q"}], "found 1 messages of user"),
+        ([{"by": "human", "text": "q"}], "found 1 messages of None"),
         (chat("another?", "a"), "line 1: column 'n' answers another question than the solution does: 'another\\?'"),
     ],
 )

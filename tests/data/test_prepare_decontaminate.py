@@ -83,7 +83,23 @@ def test_a_skipped_check_reads_no_benchmark(recipe_with: Any, tmp_path: Path) ->
 def test_training_on_a_benchmark_by_mistake_says_so(make_recipe: Any, write_rows: Any, byte_model: Path) -> None:
     path = write_rows([{**row, "answer": str(2 * n + 3)} for n, row in enumerate(ROWS)])
     recipe = make_recipe(path, byte_model, decontaminate={"benchmarks": [str(path)]})
-    with pytest.raises(ValueError, match="8 benchmark problem"):
+    with pytest.raises(
+        ValueError,
+        match=r"rows\.jsonl seems to be a benchmark: 8 of its 8 rows are problems .* 100% of rows.*action=report",
+    ):
+        prepare(recipe)
+    assert not recipe.data.prepared.exists()
+
+
+def test_a_test_split_with_a_few_rows_of_its_own_is_still_taken_for_the_benchmark(
+    make_recipe: Any, write_rows: Any, byte_model: Path
+) -> None:
+    rows = [{**row, "problem": f"{row['problem']} {n} ", "id": f"x{n}"} for n, row in enumerate(ROWS)]
+    benchmark = write_rows([{**row, "answer": str(2 * n + 3)} for n, row in enumerate(rows)], "bench.jsonl")
+    many = [{**row, "id": f"{row['id']}-{k}", "solution": row["solution"] + k} for row in rows for k in "ab"]
+    other = {"problem": "Name the largest river of the continent.", "solution": "The Nile."}
+    recipe = make_recipe(write_rows([*many, other]), byte_model, decontaminate={"benchmarks": [str(benchmark)]})
+    with pytest.raises(ValueError, match=r"seems to be a benchmark: 16 of its 17 rows"):
         prepare(recipe)
 
 

@@ -38,6 +38,12 @@ def write_as(kind: str, folder: Path, rows: list[dict]) -> Path:
     elif kind == "parquet":
         path = folder / "rows.parquet"
         parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+    elif kind.startswith("arrow"):
+        path = folder / "rows.arrow"
+        table = pa.Table.from_pylist(rows)
+        new = pa.ipc.new_stream if kind == "arrow stream" else pa.ipc.new_file
+        with new(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
     elif kind == "saved dataset":
         path = folder / "saved"
         datasets.Dataset.from_list(rows).save_to_disk(path)
@@ -60,7 +66,17 @@ def write_as(kind: str, folder: Path, rows: list[dict]) -> Path:
     return path
 
 
-KINDS = ("json", "csv", "parquet", "saved dataset", "saved splits", "folder of parquet", "folder of jsonl")
+KINDS = (
+    "json",
+    "csv",
+    "parquet",
+    "arrow stream",
+    "arrow file",
+    "saved dataset",
+    "saved splits",
+    "folder of parquet",
+    "folder of jsonl",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +139,7 @@ def test_a_line_that_is_no_object_and_a_later_row_without_a_column_are_errors(tm
 
 
 def test_conversations_in_no_named_column_are_refused_with_what_can_be_read(write_rows):
-    path = write_rows([{"messages": [{"role": "user", "content": "hello"}]}])
+    path = write_rows([{"talk": [{"role": "user", "content": "hello"}], "messages": None}])
     with pytest.raises(
         ValueError,
         match=r"Conversations, lists of \{role, content\}, are read whole: set data\.columns\.messages to their column",
@@ -179,6 +195,50 @@ def test_a_split_is_chosen_by_name_and_an_unknown_one_names_those_there_are(tmp_
         rows_of(saved, split="validation")
     with pytest.raises(ValueError, match=r"cannot read the folder .*train"):
         rows_of(folder, split="validation")
+
+
+def shards(folder: Path, *parts: list[dict]) -> Path:
+    (folder / "data").mkdir(parents=True)
+    for number, part in enumerate(parts):
+        path = folder / "data" / f"train-{number:05}-of-{len(parts):05}.parquet"
+        parquet.write_table(pa.Table.from_pylist(part), path)
+    return folder
+
+
+def test_shards_of_different_columns_name_the_odd_one_and_what_is_other(tmp_path, stories):
+    renamed = [{"id": row["id"], "problem": row["problem"], "response": row["solution"]} for row in stories]
+    folder = shards(tmp_path / "hub", stories, renamed)
+    with pytest.raises(
+        ValueError,
+        match=r"train-00001-of-00002\.parquet has other columns or types than train-00000.*response \(string",
+    ):
+        rows_of(folder)
+
+
+def test_shards_of_different_types_name_the_odd_one(tmp_path, stories):
+    nested = [{**row, "solution": [row["solution"]]} for row in stories]
+    with pytest.raises(
+        ValueError, match=r"a row after row 0 cannot be read.*train-00001-of-00002\.parquet has other .*list"
+    ):
+        rows_of(shards(tmp_path / "hub", stories, nested))
+
+
+@pytest.mark.parametrize("cut", [100, -200])
+def test_a_shard_that_was_cut_off_is_named(cut, tmp_path, stories):
+    folder = shards(tmp_path / "hub", stories, stories)
+    path = folder / "data" / "train-00001-of-00002.parquet"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet is not a readable parquet file"):
+        rows_of(folder)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow stream"])
+def test_a_table_that_is_damaged_inside_is_an_error_that_says_so(kind, tmp_path, stories):
+    path = write_as(kind, tmp_path, stories * 50)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:2000] + bytes(4000) + whole[6000:] if kind == "parquet" else whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"rows\.(parquet|arrow) is damaged: part of it cannot be read"):
+        rows_of(path)
 
 
 def test_a_missing_file_is_named_with_its_neighbours(tmp_path, write_rows, stories):

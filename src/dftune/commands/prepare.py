@@ -23,18 +23,24 @@ examples:
   dftune prepare my.yaml data.source=rows.csv data.columns.problem=question data.columns.solution=output
   dftune prepare pairs.yaml data.columns.problem=prompt data.columns.solution=chosen data.columns.negatives=rejected
   dftune prepare chat.yaml data.columns.messages=messages data.turns=all
+  dftune prepare numina.yaml data.source=numinamath-cot 'data.sources=[synthetic_amc, synthetic_math]'
   dftune prepare my.yaml data.max_length=1024 data.truncation=left --force
+  dftune prepare my.yaml --export chat-jsonl exported/my
 
-The source (recipe key `data.source`) is a JSONL, JSON, CSV or parquet file, a folder of such files, a dataset saved
-with save_to_disk, or a Hugging Face dataset id. Every row is checked, filtered, rendered in the prompt format and
-tokenised with the model's tokenizer. The completion is trained on, the prompt is not; of a conversation
-(`data.columns.messages`) every answer, or the last one (`data.turns=last`). With `data.columns.negatives`
-the other completions of the same problem are prepared too. Every row and every negative that is left out is counted
-with its reason.
+The source (recipe key `data.source`) is a JSONL, JSON, CSV, parquet or Arrow file, a folder of such files, a dataset
+saved with save_to_disk, a Hugging Face dataset id, or the name of a known training set (docs/data.md). Every row is
+checked, filtered, rendered in the prompt format and tokenised with the model's tokenizer. The completion is trained on,
+the prompt is not; of a conversation (`data.columns.messages`) every answer, or the last one (`data.turns=last`). With
+`data.columns.negatives` the other completions of the same problem are prepared too. Every row and every negative that
+is left out is counted with its reason.
 
-Written to `data.prepared`: train.parquet, validation.parquet, manifest.json and the tokenizer. A folder that already
+Written to `data.prepared`: train.parquet, validation.parquet, manifest.json, quality.json (duplicates, sources, kinds
+of answers, languages, answers that do not grade against their solution) and the tokenizer. A folder that already
 holds exactly this is left as it is; one that was prepared otherwise is replaced only with --force. `dftune train`
 prepares by itself where there is no such folder yet.
+
+--export writes exactly the rows that are trained on, and the held-out ones, for other training code: chat-jsonl
+(instruction, output), verl-parquet (prompt, reward_model, extra_info), generated (real, generated_0, ...).
 """
 
 
@@ -43,12 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("recipe", type=Path, help="YAML recipe; .yaml may be left out")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to override")
+    parser.add_argument(
+        "--export",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FORMAT", "FOLDER"),
+        help="also write chat-jsonl, verl-parquet or generated into a new folder; may be given several times",
+    )
+    parser.add_argument("--report", action="store_true", help="show the whole quality report, with examples")
     parser.add_argument("--force", action="store_true", help="replace a dataset that was prepared with other settings")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a dataset and show what is in it."""
+    from dftune.data.export import KINDS, export  # noqa: PLC0415
     from dftune.recipe import load_recipe  # noqa: PLC0415
+
+    unknown = [kind for kind, _ in args.export if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"--export: there is no format {unknown[0]!r}; expected one of {', '.join(KINDS)}.")
 
     recipe = load_recipe(args.recipe, args.overrides)
 
@@ -62,8 +82,41 @@ def run(args: argparse.Namespace) -> int:
     print(f"{recipe.name}: {state} in {recipe.data.prepared}\n")
     print(summarize(dataset.manifest))
     print()
+    print(_quality(recipe.data.prepared, short=not args.report))
+    if args.report:
+        print(_packed(dataset, recipe.train.micro_batch_tokens))
+    print()
     print(show_example(dataset))
+    for kind, folder in args.export:
+        counts = export(kind, dataset, recipe.data, Path(folder))
+        listed = ", ".join(f"{name} ({count:,} rows)" for name, count in counts.items())
+        print(f"\nexported as {kind} to {folder}: {listed}")
     return 0
+
+
+def _quality(folder: Path, *, short: bool) -> str:
+    from dftune.data.quality import QUALITY_NAME, describe_quality  # noqa: PLC0415
+    from dftune.files import read_json  # noqa: PLC0415
+
+    path = folder / QUALITY_NAME
+    if not path.is_file():
+        return f"There is no {path}; `dftune prepare RECIPE --force` writes it."
+    return describe_quality(read_json(path), short=short)
+
+
+def _packed(dataset: PreparedDataset, budget: int) -> str:
+    from dftune.data.packing import unused_share  # noqa: PLC0415
+
+    lengths = dataset.lengths("train")
+    if len(lengths) == 0 or lengths.max() > budget:
+        return f"packing: a training row is longer than train.micro_batch_tokens={budget:,}"
+    shares = {
+        "best fit": unused_share(lengths, budget, "best_fit"),
+        "in order": unused_share(lengths, budget, "in_order"),
+        "padded by length": unused_share(lengths, budget, "length_sorted"),
+    }
+    listed = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+    return f"packing: of rows of {budget:,} tokens stay unused: {listed}"
 
 
 def summarize(manifest: Manifest) -> str:
@@ -89,6 +142,8 @@ def summarize(manifest: Manifest) -> str:
         text.append(f"{'  ' + part:<{wide}} {cells}")
     prompt_format, origin = manifest["prompt_format"], manifest["tokenizer"]
     tokenizer = "trained on the training rows" if "scratch" in origin else f"of {origin['path']}"
+    if "recognised" in manifest:
+        text += ["", manifest["recognised"]]
     text += ["", f"prompt format {prompt_format['name']}; tokenizer {tokenizer}; fingerprint {manifest['fingerprint']}"]
     return "\n".join(text)
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dftune.data.packing import Mode, best_fit, in_order, length_sorted
 from dftune.objectives.base import Unit
 
 
@@ -145,7 +146,7 @@ def micro_batches(
     *,
     max_tokens: int,
     max_examples: int | None = None,
-    packing: bool = True,
+    packing: bool | Mode = True,
     pad_id: int = 0,
     rank: int = 0,
     num_ranks: int = 1,
@@ -161,7 +162,8 @@ def micro_batches(
             the group anew, as when a step holds the end of one epoch and the start of the next.
         max_tokens: most tokens in a forward pass, padding included.
         max_examples: most examples in a forward pass.
-        packing: examples end to end in one row (best-fit decreasing), instead of one padded row each.
+        packing: examples end to end in one row, instead of one padded row each. ``best_fit`` (true) fills the rows
+            best; ``in_order`` keeps the order of the examples; ``length_sorted`` (false) pads, the longest first.
         pad_id: token used as padding; it is never attended to nor predicted.
         rank: whose forward passes are wanted, from 0.
         num_ranks: among how many the examples are divided; all call this with the same examples.
@@ -173,11 +175,12 @@ def micro_batches(
     if empty:
         raise ValueError(f"examples {empty[:5]} have no token to train on. Prepare the data again.")
     groups = _groups(examples)
-    _check_fit(groups, max_tokens, max_examples, packing)
+    mode: Mode = packing if isinstance(packing, str) else "best_fit" if packing else "length_sorted"
+    _check_fit(groups, max_tokens, max_examples, mode != "length_sorted")
     grouped = any(example.group is not None for example in examples)
-    split = _best_fit if packing else _by_length
-    passes = [split(share, max_tokens, max_examples) for share in _shares(groups, num_ranks)]
-    own = [_packed(batch, grouped) if packing else _padded(batch, grouped, pad_id) for batch in passes[rank]]
+    passes = [_rows(share, mode, max_tokens, max_examples) for share in _shares(groups, num_ranks)]
+    padded = mode == "length_sorted"
+    own = [_padded(batch, grouped, pad_id) if padded else _packed(batch, grouped) for batch in passes[rank]]
     return own + [_idle(grouped)] * (max(map(len, passes)) - len(own))
 
 
@@ -264,41 +267,15 @@ def _name(group: _Group) -> str:
     return group[0].group or group[0].id
 
 
-def _best_fit(groups: Sequence[_Group], max_tokens: int, max_examples: int | None) -> list[list[_Group]]:
-    """Best-fit decreasing: the longest first, each into the fullest row that still takes it."""
-    rows: list[list[_Group]] = []
-    free: list[int] = []
-    counts: list[int] = []
-    for group in sorted(groups, key=_num_tokens, reverse=True):
-        size = _num_tokens(group)
-        fitting = [
-            (room, row)
-            for row, room in enumerate(free)
-            if room >= size and (max_examples is None or counts[row] + len(group) <= max_examples)
-        ]
-        if fitting:
-            _, row = min(fitting)
-            rows[row].append(group)
-            free[row] -= size
-            counts[row] += len(group)
-        else:
-            rows.append([group])
-            free.append(max_tokens - size)
-            counts.append(len(group))
-    return rows
-
-
-def _by_length(groups: Sequence[_Group], max_tokens: int, max_examples: int | None) -> list[list[_Group]]:
-    batches: list[list[_Group]] = []
-    count, length = 0, 0
-    for group in sorted(groups, key=_longest, reverse=True):  # the first of a batch holds its longest example
-        count += len(group)
-        if batches and count * length <= max_tokens and (max_examples is None or count <= max_examples):
-            batches[-1].append(group)
-        else:
-            batches.append([group])
-            count, length = len(group), _longest(group)
-    return batches
+def _rows(groups: Sequence[_Group], mode: Mode, max_tokens: int, max_examples: int | None) -> list[list[_Group]]:
+    if mode == "in_order":
+        sizes = [_num_tokens(group) for group in groups]
+        if max_examples is not None and max(map(len, groups), default=1) > 1:
+            max_examples = max(1, max_examples // max(map(len, groups)))  # counted in groups, as large as the largest
+        return [[groups[place] for place in row] for row in in_order(sizes, max_tokens, max_examples, open_rows=1)]
+    pack, size = (best_fit, _num_tokens) if mode == "best_fit" else (length_sorted, _longest)
+    rows = pack([size(group) for group in groups], max_tokens, [len(group) for group in groups], max_examples)
+    return [[groups[place] for place in row] for row in rows.lists()]
 
 
 def _packed(batch: Sequence[_Group], grouped: bool) -> MicroBatch:

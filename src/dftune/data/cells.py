@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
 from dftune.data.messages import Message, Role
 
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+_SAME_ROLE = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
 class Exchange(NamedTuple):
@@ -31,7 +33,7 @@ def exchange(value: Any, column: str, location: str) -> Exchange:
     Raises:
         ValueError: the conversation has other messages, or one that is not text.
     """
-    roles = [message.get("role") for message in value]
+    roles = [role_of(message) for message in value]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != [("user", "assistant")[place % 2] for place in range(len(turns))]:
         raise ValueError(
@@ -40,12 +42,23 @@ def exchange(value: Any, column: str, location: str) -> Exchange:
             f"{', '.join(map(str, roles))}. Write other conversations into columns of text."
         )
     messages = tuple(
-        Message(_ROLES[_ROLES.index(message["role"])], text(message.get("content"), column, location))
-        for message in value
+        Message(_ROLES[_ROLES.index(role)], text(content_of(message), column, location))
+        for role, message in zip(roles, value, strict=True)
     )
     if turns[-1] == "user":
         return Exchange(messages[:-1], messages[-1].content, None)
     return Exchange(messages[:-2], messages[-2].content, messages[-1].content)
+
+
+def role_of(message: Mapping[str, Any]) -> Any:
+    """Who speaks: ``role``, or ``from`` with its names for the same (human, gpt)."""
+    role = message.get("role", message.get("from"))
+    return _SAME_ROLE.get(role, role) if isinstance(role, str) else role
+
+
+def content_of(message: Mapping[str, Any]) -> Any:
+    """What is said: ``content``, or ``value``."""
+    return message.get("content", message.get("value"))
 
 
 def question(value: Any, column: str, location: str) -> str:
@@ -59,11 +72,11 @@ def question(value: Any, column: str, location: str) -> str:
 
 def is_answer(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     """Whether a cell is a conversation of one message, an assistant's."""
-    return is_conversation(value) and [message.get("role") for message in value] == ["assistant"]
+    return is_conversation(value) and [role_of(message) for message in value] == ["assistant"]
 
 
 def is_conversation(value: Any) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether a cell is a list of messages."""
+    """Whether a cell is a list of messages: {role, content}, or {from, value}."""
     return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dftune.config import Config
 from dftune.data.conversations import Turns
+from dftune.data.named import with_named_defaults
 from dftune.data.own_format import FormatSpec
 from dftune.data.truncation import Truncation
 
@@ -20,6 +21,8 @@ class ColumnsConfig(Config):
     """The question. Required."""
     solution: str = "solution"
     """The completion to train on. Required."""
+    input: str | None = None
+    """What goes below the problem, after an empty line, where a row has it (instruction, input, output)."""
     negatives: str | None = None
     """Completions to hold against the solution: a column of text or of lists of it (rejected), or what comes before
     the number in the names of several (generated_ for generated_0, generated_1, ...). Required where given."""
@@ -60,13 +63,18 @@ class DataConfig(Config):
     """From a source to a prepared dataset."""
 
     source: str
-    """JSONL, CSV or parquet file, a folder of such files, a saved dataset, or a Hugging Face dataset id."""
+    """JSONL, CSV, parquet or Arrow file, a folder of such files, a saved dataset, a Hugging Face dataset id, or the
+    name of a known training set such as numinamath-cot: docs/data.md lists them."""
+    data_dir: Path | None = None
+    """Folder of local copies of the known training sets, NAME/ each; null: what DFTUNE_DATA names."""
     subset: str | None = None
     """Configuration of a Hugging Face dataset."""
     split: str = "train"
     """Split of a Hugging Face dataset or of a folder that has splits."""
     revision: str | None = None
     """Revision of a Hugging Face dataset."""
+    streaming: bool = False
+    """Read a dataset of the hub while it is downloaded, and keep no copy."""
     columns: ColumnsConfig = ColumnsConfig()
     """Names of the columns."""
     sources: tuple[str, ...] = ()
@@ -96,6 +104,11 @@ class DataConfig(Config):
     """The check of the training rows against benchmarks."""
     prepared: Path
     """Folder for the prepared dataset."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_source(cls, values: object) -> object:
+        return with_named_defaults(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _negatives_are_there(self) -> DataConfig:

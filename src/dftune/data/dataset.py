@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dftune.data.negatives import negative_id
+from dftune.data.tables import read_lists
 from dftune.files import read_json
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _RUN_PREPARE = "Run `dftune prepare RECIPE`."
 
 LAYOUT = 2
 """Raised when a prepared dataset changes in a way that training on an old one would be wrong."""
+
+_WITHOUT_INFLUENCE = {"prepared", "num_negatives", "rotate_negatives", "data_dir", "streaming"}
 
 Split = Literal["train", "validation"]
 
@@ -53,12 +56,14 @@ class NegativeCounts(TypedDict):
     dropped: dict[str, Dropped]
 
 
-class _WithNegatives(TypedDict, total=False):
+class _Sometimes(TypedDict, total=False):
+    recognised: str
+    """Only where the layout of the source was told by its columns: which one, and the settings for it."""
     negatives: NegativeCounts
     """Only where ``data.columns.negatives`` is set."""
 
 
-class Manifest(_WithNegatives):
+class Manifest(_Sometimes):
     """What a prepared dataset holds and what it was made from (``manifest.json``)."""
 
     kind: Literal["prepared"]
@@ -296,9 +301,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The ``data`` section of a recipe without what does not decide the content, as a manifest records it."""
-    settings = recipe.data.model_dump(mode="json", exclude={"prepared", "num_negatives", "rotate_negatives"})
-    if settings["columns"]["negatives"] is None:  # so that a dataset without negatives stays what it was before them
-        del settings["columns"]["negatives"]
+    settings = recipe.data.model_dump(mode="json", exclude=_WITHOUT_INFLUENCE)
+    for key in ("negatives", "input"):  # so that a dataset without them stays what it was before there were any
+        if settings["columns"][key] is None:
+            del settings["columns"][key]
     return settings
 
 
@@ -352,57 +358,19 @@ def _same_tokenizer(manifest: Manifest, recipe: Recipe) -> bool:
 
 
 def _read_split(path: Path, with_negatives: bool) -> PreparedSplit:
-    import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
-
     if not path.is_file():
         raise ValueError(f"The prepared dataset lacks {path}. {_RUN_PREPARE}")
-    tokens, mask, numbers, completions = _Lists(np.int32), _Lists(np.bool_), _Lists(np.int64), _Lists(np.int32)
-    lists = {"input_ids": tokens, "completion_mask": mask}
-    if with_negatives:
-        lists |= {"negative_numbers": numbers, "negatives": completions}
-    ids: list[str] = []
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["id", *lists]):
-                ids += batch.column("id").to_pylist()
-                for name, column in lists.items():
-                    column.add(batch.column(name))
-    except (pa.ArrowException, OSError, KeyError) as error:
+        ids, lists = read_lists(path, ("negative_numbers", "negatives") if with_negatives else ())
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}). {_RUN_PREPARE}") from error
-    if not np.array_equal(tokens.offsets(), mask.offsets()):
+    tokens, mask = lists["input_ids"], lists["completion_mask"]
+    if not np.array_equal(tokens.offsets, mask.offsets):
         raise ValueError(f"{path}: input_ids and completion_mask differ in length. {_RUN_PREPARE}")
     negatives = None
     if with_negatives:
-        negatives = Negatives(numbers.values(), completions.values(), completions.offsets(), numbers.offsets())
+        numbers, completions = lists["negative_numbers"], lists["negatives"]
+        negatives = Negatives(numbers.values, completions.values, completions.offsets, numbers.offsets)
         if len(negatives.numbers) != len(negatives.offsets) - 1:
             raise ValueError(f"{path}: negatives and negative_numbers differ in length. {_RUN_PREPARE}")
-    return PreparedSplit(tuple(ids), tokens.values(), mask.values(), tokens.offsets(), negatives)
-
-
-class _Lists:
-    """A column of lists, added part by part. Of a column of lists of lists, the inner ones."""
-
-    def __init__(self, dtype: type[np.generic]) -> None:
-        self._values: list[npt.NDArray[Any]] = [np.zeros(0, dtype)]
-        self._lengths: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
-
-    def add(self, column: Any) -> None:
-        values = column.flatten()
-        if hasattr(values, "value_lengths"):  # lists themselves
-            column, values = values, values.flatten()
-        self._values.append(values.to_numpy(zero_copy_only=False))
-        self._lengths.append(column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64))
-
-    def values(self) -> npt.NDArray[Any]:
-        """The values of all lists, end to end."""
-        return _frozen(np.concatenate(self._values))
-
-    def offsets(self) -> npt.NDArray[np.int64]:
-        """Where each list starts among them, and where the last one ends."""
-        return _frozen(np.cumsum(np.concatenate(self._lengths), dtype=np.int64))
-
-
-def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    array.flags.writeable = False
-    return array
+    return PreparedSplit(tuple(ids), tokens.values, mask.values, tokens.offsets, negatives)

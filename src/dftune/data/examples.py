@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from dftune.data import negatives
-from dftune.data.cells import exchange, has_surrogate, is_answer, is_conversation, question, scalar, text
+from dftune.data.cells import content_of, exchange, has_surrogate, is_answer, is_conversation, question, scalar, text
 from dftune.data.config import DataConfig
 from dftune.data.dataset import Counts, Dropped, NegativeCounts
 from dftune.data.messages import Message
 from dftune.data.negatives import Negative
 from dftune.data.sources import Row
+from dftune.data.spool import Spool
 from dftune.files import canonical_json, fingerprint
 
 _NUM_SHOWN = 5
+_IS_HASH = re.compile(r"[0-9a-f]{16}")
 
 NOT_SELECTED = "source not selected"
 EMPTY = "empty problem or solution"
@@ -61,24 +66,40 @@ class Ledger:
 
     num_rows: int = 0
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    """Locations of the dropped rows by reason."""
+    """Locations of the first dropped rows by reason."""
     num_negatives: int = 0
     dropped_negatives: dict[str, list[str]] = field(default_factory=dict)
     """The same of the dropped negatives."""
     cut: dict[str, list[str]] = field(default_factory=dict)
-    """Locations of the rows and negatives that were cut to data.max_length, by what was cut."""
+    """Locations of the first rows and negatives that were cut to data.max_length, by what was cut."""
+    has_history: bool = False
+    """Whether any example has messages before its last question."""
+    _counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    """How many of each, by the identity of the account and the reason."""
 
     def drop(self, reason: str, location: str) -> None:
         """Count a row as left out."""
-        self.dropped.setdefault(reason, []).append(location)
+        self._count(self.dropped, reason, location)
 
     def drop_negative(self, reason: str, number: int, location: str) -> None:
         """Count a negative as left out."""
-        self.dropped_negatives.setdefault(reason, []).append(f"{location}, negative {number}")
+        self._count(self.dropped_negatives, reason, f"{location}, negative {number}")
 
     def count_cut(self, what: str, location: str) -> None:
         """Count a row, or a negative, that is kept in part."""
-        self.cut.setdefault(what, []).append(location)
+        self._count(self.cut, what, location)
+
+    def _count(self, account: dict[str, list[str]], reason: str, location: str) -> None:
+        self._counts[id(account), reason] += 1
+        first = account.setdefault(reason, [])
+        if len(first) < _NUM_SHOWN:
+            first.append(location)
+
+    def _account(self, account: dict[str, list[str]]) -> tuple[dict[str, Dropped], int]:
+        counted: dict[str, Dropped] = {
+            reason: {"count": self._counts[id(account), reason], "examples": first} for reason, first in account.items()
+        }
+        return counted, sum(entry["count"] for entry in counted.values())
 
     def leave_out_with_row(self, left_out: Sequence[Negative], location: str) -> None:
         """Count the negatives of a row that is left out for a reason of its own."""
@@ -87,35 +108,33 @@ class Ledger:
 
     def counts(self) -> Counts:
         """The account of the rows as the manifest shows it."""
-        dropped, num_dropped = _account(self.dropped)
+        dropped, num_dropped = self._account(self.dropped)
         return {"rows_read": self.num_rows, "kept": self.num_rows - num_dropped, "dropped": dropped}
 
     def negative_counts(self, kept: Sequence[int]) -> NegativeCounts:
         """The account of the negatives, of which so many are kept in every row that is kept."""
-        dropped, num_dropped = _account(self.dropped_negatives)
+        dropped, num_dropped = self._account(self.dropped_negatives)
         assert self.num_negatives == sum(kept) + num_dropped, "a negative was lost without a count"
         per_row = {"min": min(kept), "max": max(kept)}
         return {"read": self.num_negatives, "kept": sum(kept), "per_row": per_row, "dropped": dropped}
 
     def truncated(self) -> dict[str, Dropped]:
         """The account of what was cut as the manifest shows it."""
-        return _account(self.cut)[0]
+        return self._account(self.cut)[0]
 
     def summary(self) -> str:
         """``3 too long, 1 exact duplicate``."""
-        return ", ".join(f"{len(where)} {reason}" for reason, where in self.dropped.items())
-
-
-def _account(dropped: dict[str, list[str]]) -> tuple[dict[str, Dropped], int]:
-    account: dict[str, Dropped] = {
-        reason: {"count": len(where), "examples": where[:_NUM_SHOWN]} for reason, where in dropped.items()
-    }
-    return account, sum(map(len, dropped.values()))
+        return ", ".join(f"{entry['count']} {reason}" for reason, entry in self._account(self.dropped)[0].items())
 
 
 def select_examples(
-    rows: Iterable[Row], config: DataConfig, ledger: Ledger, progress: Callable[[int], None] | None = None
-) -> tuple[list[Example], str]:
+    rows: Iterable[Row],
+    config: DataConfig,
+    ledger: Ledger,
+    progress: Callable[[int], None] | None = None,
+    *,
+    folder: Path | None = None,
+) -> tuple[Spool[Example], str]:
     """Turn rows into examples, dropping what the settings leave out.
 
     Args:
@@ -123,15 +142,16 @@ def select_examples(
         config: the ``data`` section.
         ledger: counts every row read and every row dropped.
         progress: called now and then with the number of rows read.
+        folder: where many examples are kept meanwhile; the system's folder for temporary files by default.
 
     Returns:
-        The examples in the order of the source, and the SHA-256 of the rows read.
+        The examples in the order of the source, and the SHA-256 of the rows read. In memory are about 200 bytes a row.
 
     Raises:
         ValueError: a value has the wrong type, an id stands for two different rows, or a named column never occurs.
     """
     digest = hashlib.sha256()
-    selection = _Selection(config, ledger)
+    selection = _Selection(config, ledger, Spool(folder))
     named = _named_columns(config)
     for location, row in rows:
         ledger.num_rows += 1
@@ -147,16 +167,18 @@ def select_examples(
             "Correct data.columns, or leave the setting out."
         )
     selection.check_ids()
-    return list(selection.by_id.values()), digest.hexdigest()
+    return selection.examples, digest.hexdigest()
 
 
 class _Selection:
     """The examples chosen so far, in the order of the source."""
 
-    def __init__(self, config: DataConfig, ledger: Ledger) -> None:
-        self.config, self.ledger = config, ledger
-        self.by_id: dict[str, Example] = {}
-        self.id_of_content: dict[str, str] = {}
+    def __init__(self, config: DataConfig, ledger: Ledger, examples: Spool[Example]) -> None:
+        self.config, self.ledger, self.examples = config, ledger, examples
+        self.by_content: dict[int, int] = {}
+        """Place of each example by the number that its content is hashed to."""
+        self.by_id: dict[str, int] = {}
+        """Place of each example that has an id of its own."""
 
     def add(self, fields: _Fields, location: str) -> None:
         self.ledger.num_negatives += len(fields.negatives or ())
@@ -173,18 +195,30 @@ class _Selection:
             self.ledger.drop(NO_NEGATIVE, location)
             return
         content = fields.content()
-        if content in self.id_of_content:
-            self._join(self.id_of_content[content], usable, location)
+        place = self.by_content.get(int(content, 16))
+        if place is not None:
+            self._join(place, usable, location)
             return
         example = fields.example(content, location, usable)
-        if example.id in self.by_id:
+        earlier = self._place_of(example.id)
+        if earlier is not None:
             raise ValueError(
-                f"the id {example.id!r} stands for two different rows: {self.by_id[example.id].location} and "
+                f"the id {example.id!r} stands for two different rows: {self.examples[earlier].location} and "
                 f"{location}. Make the ids unique, or rename the column {self.config.columns.id!r}: without one, ids "
                 "come from the content."
             )
-        self.id_of_content[content] = example.id
-        self.by_id[example.id] = example
+        self.by_content[int(content, 16)] = len(self.examples)
+        if fields.id is not None:
+            self.by_id[example.id] = len(self.examples)
+        self.ledger.has_history |= bool(example.history)
+        self.examples.append(example)
+
+    def _place_of(self, name: str) -> int | None:
+        place = self.by_id.get(name)
+        if place is None and _IS_HASH.fullmatch(name):
+            place = self.by_content.get(int(name, 16))
+            return place if place is not None and self.examples[place].id == name else None
+        return place
 
     def _usable(self, fields: _Fields, location: str) -> tuple[Negative, ...]:
         usable = []
@@ -196,24 +230,28 @@ class _Selection:
                 self.ledger.drop_negative(reason, number, location)
         return tuple(usable)
 
-    def _join(self, name: str, usable: tuple[Negative, ...], location: str) -> None:
+    def _join(self, place: int, usable: tuple[Negative, ...], location: str) -> None:
         """Sets of pairs repeat the chosen completion for each rejected one: these are one group."""
-        earlier = self.by_id[name]
         if not usable:
             self.ledger.drop(DUPLICATE, location)
             return
+        earlier = self.examples[place]
         both, known = negatives.joined(earlier.negatives, usable)
         self.ledger.drop(DUPLICATE if len(known) == len(usable) else JOINED, location)
         for number, _ in known:
             self.ledger.drop_negative(negatives.ALREADY_THERE, number, location)
-        self.by_id[name] = replace(earlier, negatives=both)
+        if len(known) < len(usable):
+            self.examples[place] = replace(earlier, negatives=both)
 
     def check_ids(self) -> None:
-        clash = negatives.clash(self.by_id) if self.config.columns.negatives is not None else None
+        if self.config.columns.negatives is None:
+            return
+        clash = negatives.clash(example.id for example in self.examples)
         if clash is not None:
+            first, second = (next(row for row in self.examples if row.id == name) for name in clash)
             raise ValueError(
-                f"the id {clash[1]!r} of {self.by_id[clash[1]].location} is also that of a negative of the row "
-                f"{clash[0]!r}, {self.by_id[clash[0]].location}. Rename it, or rename the column "
+                f"the id {second.id!r} of {second.location} is also that of a negative of the row "
+                f"{first.id!r}, {first.location}. Rename it, or rename the column "
                 f"{self.config.columns.id!r}: without one, ids come from the content."
             )
 
@@ -276,6 +314,8 @@ class _Fields:
     def read(cls, row: dict[str, Any], config: DataConfig, location: str) -> _Fields:
         columns = config.columns
         history, problem, solution = _texts(row, config, location)
+        if columns.input is not None and (more := text(row.get(columns.input), columns.input, location)).strip():
+            problem = f"{problem}\n\n{more}"
         # Sources such as the original GSM8K call the solution "answer".
         has_answer = columns.answer not in (columns.solution, columns.problem)
         answer = scalar(row.get(columns.answer), columns.answer, location) if has_answer else None
@@ -336,7 +376,7 @@ def _texts(row: dict[str, Any], config: DataConfig, location: str) -> tuple[tupl
         )
     solution: str | None
     if is_answer(answering):
-        solution = text(answering[0].get("content"), columns.solution, location)
+        solution = text(content_of(answering[0]), columns.solution, location)
     elif is_conversation(answering):
         found = exchange(answering, columns.solution, location)
         problem = found.asked if asking == answering else question(asking, columns.problem, location)
@@ -354,4 +394,5 @@ def _named_columns(config: DataConfig) -> set[str]:
     optional = ("answer", "source", "id")
     fields = type(config.columns).model_fields
     named = {name for key in optional if (name := getattr(config.columns, key)) != fields[key].default}
+    named |= {config.columns.input} if config.columns.input is not None else set()
     return named | ({config.columns.source} if config.sources else set())

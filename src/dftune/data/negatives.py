@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dftune.data.cells import Exchange, exchange, has_surrogate, is_answer, is_conversation, text
+from dftune.data.cells import (
+    Exchange,
+    content_of,
+    exchange,
+    has_surrogate,
+    is_answer,
+    is_conversation,
+    role_of,
+    text,
+)
 from dftune.data.config import ColumnsConfig
 
 Negative = tuple[int, str]
@@ -86,14 +95,14 @@ def read_negatives(row: Mapping[str, Any], columns: ColumnsConfig, location: str
 
 def _text_of(cell: Any, asked: Exchange | None, column: str, location: str) -> str:
     if is_answer(cell):
-        return text(cell[0].get("content"), column, location)
+        return text(content_of(cell[0]), column, location)
     if not is_conversation(cell):
         return text(cell, column, location)
     found = exchange(cell, column, location)
     if found.answered is None:
         raise ValueError(
             f"{location}: column {column!r} must hold text, or a conversation that ends with an assistant's answer; "
-            f"found {len(cell)} messages of {', '.join(str(message.get('role')) for message in cell)}."
+            f"found {len(cell)} messages of {', '.join(str(role_of(message)) for message in cell)}."
         )
     if asked is not None and _stripped(found) != _stripped(asked):
         raise ValueError(

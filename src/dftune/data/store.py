@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,19 @@ from dftune.data.examples import Example
 from dftune.files import sync, umask_mode, write_json
 
 _ROWS_PER_GROUP = 10_000
+_TOKENS_PER_GROUP = 4_000_000
+_TEXTS = ("id", "source", "problem", "solution", "answer")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OURS = {
     *(MANIFEST_NAME, TOKENIZER_NAME, "train.parquet", "validation.parquet"),
-    *("contamination.jsonl", "contamination.html"),
+    *("contamination.jsonl", "contamination.html", "quality.json"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A tokenised example."""
+    """The tokens of an example."""
 
-    example: Example
     tokens: npt.NDArray[np.int32]
     """(tokens,) prompt and completion."""
     spans: tuple[tuple[int, int], ...]
@@ -100,39 +101,39 @@ def write_dataset(
     folder: Path,
     manifest: Manifest,
     tokenizer: Any,
-    splits: Mapping[str, Sequence[Encoded]],
-    files: Mapping[str, str] | None = None,
+    rows: Iterable[tuple[str, Example, Encoded]],
+    files: Callable[[], Mapping[str, str]],
 ) -> None:
     """Write splits, tokenizer, manifest and further texts into a folder beside ``folder``, then rename it.
+
+    Args:
+        folder: where the dataset is to be.
+        manifest: of the dataset.
+        tokenizer: is saved with it.
+        rows: split, example and tokens, in the order of the source.
+        files: called after the last row; texts by their names.
 
     Raises:
         OSError: the disk is full; what was written is removed again.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    num_bytes = sum(_size(item) for part in splits.values() for item in part)
-    with _full_disk_explained(folder, num_bytes):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            for name, part in splits.items():
-                _write_split(temporary / f"{name}.parquet", part, with_negatives="negatives" in manifest)
-            tokenizer.save_pretrained(str(temporary / TOKENIZER_NAME))
-            for name, text in (files or {}).items():
-                (temporary / name).write_text(text, encoding="utf-8")
-            write_json(temporary / MANIFEST_NAME, manifest)
-            temporary.chmod(umask_mode() | (umask_mode() & 0o444) >> 2)
-            for path in [*sorted(temporary.rglob("*")), temporary]:
-                sync(path)
-            _install(temporary, folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-
-def _size(item: Encoded) -> int:
-    num_negative = sum(len(tokens) for _, tokens in item.negatives)
-    texts = len(item.example.problem) + len(item.example.solution)
-    return 5 * len(item.tokens) + 4 * num_negative + texts  # 4 bytes an id, 1 of mask
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        with _Tables(temporary, with_negatives="negatives" in manifest) as tables:
+            for split, example, encoded in rows:
+                tables.add(split, example, encoded)
+        tokenizer.save_pretrained(str(temporary / TOKENIZER_NAME))
+        for name, text in files().items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        write_json(temporary / MANIFEST_NAME, manifest)
+        temporary.chmod(umask_mode() | (umask_mode() & 0o444) >> 2)
+        for path in [*sorted(temporary.rglob("*")), temporary]:
+            sync(path)
+        _install(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _install(temporary: Path, folder: Path) -> None:
@@ -149,33 +150,64 @@ def _install(temporary: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_split(path: Path, part: Sequence[Encoded], with_negatives: bool) -> None:
+class _Tables:
+    """The two tables, written group by group: as many rows as are in memory at once."""
+
+    def __init__(self, folder: Path, *, with_negatives: bool) -> None:
+        import pyarrow as pa  # noqa: PLC0415
+
+        fields = [(name, pa.string()) for name in _TEXTS]
+        fields += [("input_ids", pa.list_(pa.int32())), ("completion_mask", pa.list_(pa.bool_()))]
+        if with_negatives:
+            fields += [("negative_numbers", pa.list_(pa.int64())), ("negatives", pa.list_(pa.list_(pa.int32())))]
+        self._schema = pa.schema(fields)
+        self._folder = folder
+        self._waiting: dict[str, list[tuple[Example, Encoded]]] = {}
+        self._num_tokens: dict[str, int] = {}
+        self._writers: dict[str, Any] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Tables:
+        from pyarrow import parquet  # noqa: PLC0415
+
+        for split in ("train", "validation"):
+            path = self._folder / f"{split}.parquet"
+            self._writers[split] = self._stack.enter_context(
+                parquet.ParquetWriter(path, self._schema, compression="zstd")
+            )
+            self._waiting[split], self._num_tokens[split] = [], 0
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._stack:  # closes the files in any case
+            if kind is None:
+                for split in self._writers:
+                    self._flush(split)
+
+    def add(self, split: str, example: Example, encoded: Encoded) -> None:
+        """Take a row."""
+        self._waiting[split].append((example, encoded))
+        self._num_tokens[split] += len(encoded.tokens) + sum(len(tokens) for _, tokens in encoded.negatives)
+        if len(self._waiting[split]) == _ROWS_PER_GROUP or self._num_tokens[split] > _TOKENS_PER_GROUP:
+            self._flush(split)
+
+    def _flush(self, split: str) -> None:
+        if self._waiting[split]:
+            self._writers[split].write_table(_table(self._waiting[split], self._schema))
+        self._waiting[split], self._num_tokens[split] = [], 0
+
+
+def _table(part: Sequence[tuple[Example, Encoded]], schema: Any) -> Any:
     import pyarrow as pa  # noqa: PLC0415
-    from pyarrow import parquet  # noqa: PLC0415
 
-    fields = [(name, pa.string()) for name in ("id", "source", "problem", "solution", "answer")]
-    fields += [("input_ids", pa.list_(pa.int32())), ("completion_mask", pa.list_(pa.bool_()))]
-    if with_negatives:
-        fields += [("negative_numbers", pa.list_(pa.int64())), ("negatives", pa.list_(pa.list_(pa.int32())))]
-    schema = pa.schema(fields)
-    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, len(part), _ROWS_PER_GROUP):
-            writer.write_table(_table(part[start : start + _ROWS_PER_GROUP], schema))
-
-
-def _table(part: Sequence[Encoded], schema: Any) -> Any:
-    import pyarrow as pa  # noqa: PLC0415
-
-    texts = [
-        pa.array([getattr(item.example, name) for item in part], pa.string())
-        for name in ("id", "source", "problem", "solution", "answer")
-    ]
-    lengths = [len(item.tokens) for item in part]
-    masks = [item.mask for item in part]
-    lists = [_lists(np.concatenate([item.tokens for item in part]), lengths), _lists(np.concatenate(masks), lengths)]
+    texts = [pa.array([getattr(example, name) for example, _ in part], pa.string()) for name in _TEXTS]
+    rows = [encoded for _, encoded in part]
+    lengths = [len(row.tokens) for row in rows]
+    masks = [row.mask for row in rows]
+    lists = [_lists(np.concatenate([row.tokens for row in rows]), lengths), _lists(np.concatenate(masks), lengths)]
     if "negatives" in schema.names:
-        negatives = [negative for item in part for negative in item.negatives]
-        counts = [len(item.negatives) for item in part]
+        negatives = [negative for row in rows for negative in row.negatives]
+        counts = [len(row.negatives) for row in rows]
         completions = _lists(
             np.concatenate([tokens for _, tokens in negatives]), [len(tokens) for _, tokens in negatives]
         )
@@ -191,17 +223,31 @@ def _lists(values: Any, lengths: Sequence[int]) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets), flat)
 
 
+def existing_parent(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    return next(parent for parent in folder.resolve().parents if parent.is_dir())
+
+
 @contextmanager
-def _full_disk_explained(folder: Path, num_bytes: int) -> Iterator[None]:
+def full_disk_explained(folder: Path, num_bytes: Callable[[], int]) -> Iterator[None]:
+    """Say what is needed and what is free where the block finds the disk full.
+
+    Args:
+        folder: of the dataset.
+        num_bytes: about what its tables need, as far as that is known.
+
+    Raises:
+        OSError: the disk is full.
+    """
     try:
         yield
     except Exception as error:  # the tokenizer's writer raises a bare Exception
         full = isinstance(error, OSError) and error.errno in _FULL
         if not full and not any(f"(os error {number})" in str(error) for number in _FULL):
             raise
-        free = shutil.disk_usage(folder.parent).free
+        free = shutil.disk_usage(existing_parent(folder)).free
         raise OSError(
-            f"The disk is full: {folder} needs up to {num_bytes / 1e6:.2f} MB and its tokenizer, and "
+            f"The disk is full: {folder} needs up to {num_bytes() / 1e6:.2f} MB and its tokenizer, and "
             f"{free / 1e6:.2f} MB are free. Nothing was left behind. "
             "Free space, or set data.prepared to a folder on another disk."
         ) from error

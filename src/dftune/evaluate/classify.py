@@ -131,14 +131,14 @@ def _wrong(row: Row) -> str:
     golds = [target] if isinstance(target, str) else list(target or ())
     if not golds:
         return "other answer"
-    kinds = [_kind(str(gold)) for gold in golds]
-    mine = _kind(answer)
+    kinds = [answer_kind(str(gold)) for gold in golds]
+    mine = answer_kind(answer)
     if mine is None:
         return "unreadable"
     return f"other {mine}" if mine in kinds else "other kind of object"
 
 
-def _kind(text: str) -> str | None:
+def answer_kind(text: str) -> str | None:
     """``number``, ``expression``, ``collection``, ``relation`` or ``words``; None where it cannot be read."""
     if _NUMBER.fullmatch(text):
         return "number"

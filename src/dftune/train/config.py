@@ -173,8 +173,9 @@ class TrainConfig(Config):
     added up without division, as released code does (docs/training.md); it then depends on the split."""
     inner_loop: Count = 1
     """Optimizer steps that share the log-probabilities of the policy at their start, for objectives that need them."""
-    packing: bool = True
-    """Put the examples of a forward pass end to end, without padding; each attends to itself alone."""
+    packing: bool | Literal["best_fit", "in_order", "length_sorted"] = True
+    """Put the examples of a forward pass end to end, without padding; each attends to itself alone. best_fit (true)
+    fills the passes best, in_order keeps the order of the step; length_sorted (false) pads instead, longest first."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the compute; weights and optimizer are fp32. auto: bf16 where the device has it, fp32 on CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
