@@ -14,6 +14,7 @@ _OVERRIDE = re.compile(r"[\w.-]+=")
 COMMANDS = {
     "demo": "fine-tune, evaluate and compare a tiny model, with no network, in under five minutes",
     "prepare": "turn a source into a prepared dataset: filtered, split, formatted, tokenised",
+    "generate": "sample negatives or rollouts for the training problems, and make training sets from them",
     "train": "train a model as a recipe says",
     "evaluate": "generate completions for benchmarks, grade them, print accuracy with an interval",
     "serve": "serve a model over the OpenAI-compatible protocol, with vLLM or transformers",

@@ -56,8 +56,8 @@ class DecontaminateConfig(Config):
     """Cosine of two embeddings from which numbers and answers are compared."""
 
 
-class DataConfig(Config):
-    """From a source to a prepared dataset."""
+class SourceConfig(Config):
+    """Where rows come from, and which of them are wanted."""
 
     source: str
     """JSONL, CSV or parquet file, a folder of such files, a saved dataset, or a Hugging Face dataset id."""
@@ -75,6 +75,13 @@ class DataConfig(Config):
     """Keep the first so many rows that pass the other filters."""
     require_answer: bool = False
     """Drop rows without an answer, neither in the column nor in the solution."""
+
+
+class DataConfig(SourceConfig):
+    """From a source to a prepared dataset."""
+
+    keep_duplicates: bool = False
+    """Keep rows that repeat an earlier one under another id, as the copies in a weighted set do."""
     num_negatives: Annotated[int, Field(ge=1)] | None = None
     """Negatives a row and epoch; all by default. A row that has fewer gives what it has."""
     rotate_negatives: bool = False

@@ -299,6 +299,8 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     settings = recipe.data.model_dump(mode="json", exclude={"prepared", "num_negatives", "rotate_negatives"})
     if settings["columns"]["negatives"] is None:  # so that a dataset without negatives stays what it was before them
         del settings["columns"]["negatives"]
+    if not settings["keep_duplicates"]:
+        del settings["keep_duplicates"]
     return settings
 
 

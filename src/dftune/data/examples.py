@@ -9,7 +9,7 @@ from typing import Any
 
 from dftune.data import negatives
 from dftune.data.cells import exchange, has_surrogate, is_answer, is_conversation, question, scalar, text
-from dftune.data.config import DataConfig
+from dftune.data.config import SourceConfig
 from dftune.data.dataset import Counts, Dropped, NegativeCounts
 from dftune.data.messages import Message
 from dftune.data.negatives import Negative
@@ -114,7 +114,12 @@ def _account(dropped: dict[str, list[str]]) -> tuple[dict[str, Dropped], int]:
 
 
 def select_examples(
-    rows: Iterable[Row], config: DataConfig, ledger: Ledger, progress: Callable[[int], None] | None = None
+    rows: Iterable[Row],
+    config: SourceConfig,
+    ledger: Ledger,
+    progress: Callable[[int], None] | None = None,
+    *,
+    keep_duplicates: bool = False,
 ) -> tuple[list[Example], str]:
     """Turn rows into examples, dropping what the settings leave out.
 
@@ -123,6 +128,7 @@ def select_examples(
         config: the ``data`` section.
         ledger: counts every row read and every row dropped.
         progress: called now and then with the number of rows read.
+        keep_duplicates: rows that repeat an earlier one under another id are examples of their own.
 
     Returns:
         The examples in the order of the source, and the SHA-256 of the rows read.
@@ -131,7 +137,7 @@ def select_examples(
         ValueError: a value has the wrong type, an id stands for two different rows, or a named column never occurs.
     """
     digest = hashlib.sha256()
-    selection = _Selection(config, ledger)
+    selection = _Selection(config, ledger, keep_duplicates=keep_duplicates)
     named = _named_columns(config)
     for location, row in rows:
         ledger.num_rows += 1
@@ -153,8 +159,8 @@ def select_examples(
 class _Selection:
     """The examples chosen so far, in the order of the source."""
 
-    def __init__(self, config: DataConfig, ledger: Ledger) -> None:
-        self.config, self.ledger = config, ledger
+    def __init__(self, config: SourceConfig, ledger: Ledger, *, keep_duplicates: bool) -> None:
+        self.config, self.ledger, self.keep_duplicates = config, ledger, keep_duplicates
         self.by_id: dict[str, Example] = {}
         self.id_of_content: dict[str, str] = {}
 
@@ -173,7 +179,7 @@ class _Selection:
             self.ledger.drop(NO_NEGATIVE, location)
             return
         content = fields.content()
-        if content in self.id_of_content:
+        if content in self.id_of_content and not self.keep_duplicates:
             self._join(self.id_of_content[content], usable, location)
             return
         example = fields.example(content, location, usable)
@@ -273,7 +279,7 @@ class _Fields:
     """None where the settings name no negatives."""
 
     @classmethod
-    def read(cls, row: dict[str, Any], config: DataConfig, location: str) -> _Fields:
+    def read(cls, row: dict[str, Any], config: SourceConfig, location: str) -> _Fields:
         columns = config.columns
         history, problem, solution = _texts(row, config, location)
         # Sources such as the original GSM8K call the solution "answer".
@@ -303,7 +309,7 @@ class _Fields:
             values.append({"history": self.history})
         return canonical_json(values) + b"\n"
 
-    def reason_to_drop(self, config: DataConfig) -> str | None:
+    def reason_to_drop(self, config: SourceConfig) -> str | None:
         if config.sources and self.source not in config.sources:
             return NOT_SELECTED
         if self.solution is None:
@@ -325,7 +331,7 @@ class _Fields:
         )
 
 
-def _texts(row: dict[str, Any], config: DataConfig, location: str) -> tuple[tuple[Message, ...], str, str | None]:
+def _texts(row: dict[str, Any], config: SourceConfig, location: str) -> tuple[tuple[Message, ...], str, str | None]:
     """What was said before, the problem, and the solution, from text or conversations in either column."""
     columns = config.columns
     asking, answering = row.get(columns.problem), row.get(columns.solution)
@@ -349,7 +355,7 @@ def _texts(row: dict[str, Any], config: DataConfig, location: str) -> tuple[tupl
     return (), text(asking, columns.problem, location), solution
 
 
-def _named_columns(config: DataConfig) -> set[str]:
+def _named_columns(config: SourceConfig) -> set[str]:
     # A column set by hand must exist; the default names of optional columns need not.
     optional = ("answer", "source", "id")
     fields = type(config.columns).model_fields

@@ -90,7 +90,13 @@ def prepare(recipe: Recipe, *, force: bool = False, progress: Progress | None = 
     prompt_format.end_token_id(tokenizer)  # says now, not after reading, that the format does not suit the tokenizer
 
     ledger = Ledger()
-    examples, rows_sha256 = select_examples(read_rows(data), data, ledger, lambda count: report("reading", count, None))
+    examples, rows_sha256 = select_examples(
+        read_rows(data),
+        data,
+        ledger,
+        lambda count: report("reading", count, None),
+        keep_duplicates=data.keep_duplicates,
+    )
     report("reading", ledger.num_rows, ledger.num_rows)
     _check_some_left(len(examples), data, ledger)
     identity = tokenizer_origin(recipe) if scratch else tokenizer_fingerprint(tokenizer)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dftune.data.config import DataConfig
+from dftune.data.config import SourceConfig
 from dftune.data.hub import hub_reachable, looks_like_path, offline
 from dftune.data.negatives import negative_columns
 
@@ -24,7 +24,7 @@ _USUAL_NAMES = {
 }
 
 
-def read_rows(config: DataConfig) -> Iterator[Row]:
+def read_rows(config: SourceConfig) -> Iterator[Row]:
     """Read the source of a ``data`` section row by row.
 
     An existing path wins over a hub id of the same name.
@@ -42,7 +42,7 @@ def read_rows(config: DataConfig) -> Iterator[Row]:
     return _read_hub(config)
 
 
-def require_columns(found: Iterable[str], config: DataConfig, where: str) -> None:
+def require_columns(found: Iterable[str], config: SourceConfig, where: str) -> None:
     """Check that the source has every column that the settings need.
 
     Raises:
@@ -65,7 +65,7 @@ def require_columns(found: Iterable[str], config: DataConfig, where: str) -> Non
         )
 
 
-def _wanted(names: Iterable[str], config: DataConfig) -> list[str]:
+def _wanted(names: Iterable[str], config: SourceConfig) -> list[str]:
     """The columns to read, each once."""
     found = list(names)
     one_each = [name for name in config.columns.model_dump().values() if name in found]
@@ -76,7 +76,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
-def _advice(role: str, names: list[str], config: DataConfig) -> str:
+def _advice(role: str, names: list[str], config: SourceConfig) -> str:
     taken = {config.columns.problem, config.columns.solution}
     found = {*names, *(name.rstrip("0123456789") for name in names)} if role == "negatives" else set(names)
     usual = [name for name in _USUAL_NAMES[role] if name in found and name not in taken]
@@ -91,8 +91,8 @@ def _advice(role: str, names: list[str], config: DataConfig) -> str:
 # --- files -----------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, config: DataConfig) -> Iterator[Row]:
-    readers: dict[str, Callable[[Path, DataConfig], Iterator[Row]]] = {
+def _read_file(path: Path, config: SourceConfig) -> Iterator[Row]:
+    readers: dict[str, Callable[[Path, SourceConfig], Iterator[Row]]] = {
         ".jsonl": _read_jsonl,
         ".ndjson": _read_jsonl,
         ".json": _read_json,
@@ -108,7 +108,7 @@ def _read_file(path: Path, config: DataConfig) -> Iterator[Row]:
     return reader(path, config)
 
 
-def _read_jsonl(path: Path, config: DataConfig) -> Iterator[Row]:
+def _read_jsonl(path: Path, config: SourceConfig) -> Iterator[Row]:
     # Line by line: a source may be larger than the memory. The messages are those of dftune.files.read_jsonl.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -123,7 +123,7 @@ def _read_jsonl(path: Path, config: DataConfig) -> Iterator[Row]:
             yield where, _checked(row, config, where)
 
 
-def _checked(row: Any, config: DataConfig, where: str) -> dict[str, Any]:
+def _checked(row: Any, config: SourceConfig, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, found {type(row).__name__}.")
     columns = config.columns
@@ -133,7 +133,7 @@ def _checked(row: Any, config: DataConfig, where: str) -> dict[str, Any]:
     return row
 
 
-def _read_json(path: Path, config: DataConfig) -> Iterator[Row]:
+def _read_json(path: Path, config: SourceConfig) -> Iterator[Row]:
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"["):
@@ -148,7 +148,7 @@ def _read_json(path: Path, config: DataConfig) -> Iterator[Row]:
         yield where, _checked(row, config, where)
 
 
-def _read_csv(path: Path, config: DataConfig) -> Iterator[Row]:
+def _read_csv(path: Path, config: SourceConfig) -> Iterator[Row]:
     before = csv.field_size_limit(2**31 - 1)  # the default refuses solutions over 128 KiB
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -168,7 +168,7 @@ def _read_csv(path: Path, config: DataConfig) -> Iterator[Row]:
         csv.field_size_limit(before)
 
 
-def _header(names: list[str], config: DataConfig, where: str) -> list[str]:
+def _header(names: list[str], config: SourceConfig, where: str) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{where}: the header names {', '.join(twice)} twice; every column needs its own name.")
@@ -185,7 +185,7 @@ def _named(header: list[str], values: list[str], where: str) -> dict[str, Any]:
     return dict(zip(header, values, strict=True))
 
 
-def _read_parquet(path: Path, config: DataConfig) -> Iterator[Row]:
+def _read_parquet(path: Path, config: SourceConfig) -> Iterator[Row]:
     import pyarrow as pa  # noqa: PLC0415
     from pyarrow import parquet  # noqa: PLC0415
 
@@ -208,7 +208,7 @@ def _located(where: str, rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
 # --- datasets ----------------------------------------------------------------------------------------
 
 
-def _read_folder(path: Path, config: DataConfig) -> Iterator[Row]:
+def _read_folder(path: Path, config: SourceConfig) -> Iterator[Row]:
     import datasets  # noqa: PLC0415
 
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -226,7 +226,7 @@ def _read_folder(path: Path, config: DataConfig) -> Iterator[Row]:
     return _rows_of(loaded, str(path), config)
 
 
-def _read_hub(config: DataConfig) -> Iterator[Row]:
+def _read_hub(config: SourceConfig) -> Iterator[Row]:
     import datasets  # noqa: PLC0415
 
     reachable = hub_reachable()
@@ -251,7 +251,7 @@ def _read_hub(config: DataConfig) -> Iterator[Row]:
 _RULES = "A path that exists is read as a path; any other name as a dataset id."
 
 
-def _rows_of(dataset: Any, where: str, config: DataConfig) -> Iterator[Row]:
+def _rows_of(dataset: Any, where: str, config: SourceConfig) -> Iterator[Row]:
     names = dataset.column_names
     if names is not None:  # a streamed dataset may not know them before its first row
         require_columns(names, config, where)

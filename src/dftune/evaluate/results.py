@@ -50,7 +50,7 @@ class Results:
         self,
         settings: Mapping[str, Any],
         benchmark: Benchmark,
-        render: Callable[[str], str],
+        render: Callable[[Problem], str],
         regrade: Callable[[Row], Row],
     ) -> None:
         """Begin, or take up what is there, whatever its number of problems and samples.
@@ -61,7 +61,7 @@ class Results:
         Args:
             settings: how completions are made, as docs/run-folder.md lists it.
             benchmark: the problems asked for, and the source that they are the beginning of.
-            render: turns a problem's text into the prompt.
+            render: turns a problem into the prompt.
             regrade: gives a row its verdict.
 
         Raises:
@@ -110,14 +110,14 @@ class Results:
         self,
         rows: Sequence[Row],
         benchmark: Benchmark,
-        render: Callable[[str], str],
+        render: Callable[[Problem], str],
         regrade: Callable[[Row], Row],
         *,
         stale: bool,
     ) -> None:
         """Keep the rows whose key is that of a completion we would make, grading again what needs it."""
         problems = {problem.id: problem for problem in benchmark.source}
-        prompts = {problem.id: render(problem.problem) for problem in benchmark.source}
+        prompts = {problem.id: render(problem) for problem in benchmark.source}
         self._check_rows(rows, problems, prompts)
         current = []
         for row in rows:
