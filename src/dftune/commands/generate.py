@@ -164,6 +164,7 @@ def _difficulty(rollouts: Completions) -> Path:
 
 
 def _derived(recipe: Recipe, args: argparse.Namespace) -> Path:
+    from dftune.files import sha256_file  # noqa: PLC0415
     from dftune.generate.derive import pair_set, rft_set, weighted_set  # noqa: PLC0415
     from dftune.generate.describe import format_counts  # noqa: PLC0415
     from dftune.generate.sets import write_set  # noqa: PLC0415
@@ -171,12 +172,14 @@ def _derived(recipe: Recipe, args: argparse.Namespace) -> Path:
     rollouts = _read(recipe, "rollouts")
     if args.scores is not None:
         rollouts = _with_scores(rollouts, args.scores)
-    make: Callable[..., Any] = {"rft": rft_set, "pairs": pair_set, "weighted": weighted_set}[args.what]
+    makers: dict[str, Callable[..., Any]] = {"rft": rft_set, "pairs": pair_set, "weighted": weighted_set}
     config, keep = getattr(recipe.generate, args.what), recipe.generate.keep_truncated
-    rows, counts = make(rollouts, config, keep_truncated=keep)
+    rows, counts = makers[args.what](rollouts, config, keep_truncated=keep)
     path = rollouts.path.with_name(f"{args.what}.jsonl")
     settings = {**config.model_dump(mode="json"), "keep_truncated": keep}
-    origin = rollouts.origin() | ({} if args.scores is None else {"scores": str(args.scores)})
+    origin = rollouts.origin()
+    if args.scores is not None:
+        origin["scores"] = {"file": args.scores.name, "sha256": sha256_file(args.scores)}
     write_set(path, rows, origin=origin, settings=settings, counts=counts)
     more = {"pairs": " data.columns.negatives=rejected", "weighted": " data.keep_duplicates=true"}.get(args.what, "")
     print(f"{format_counts(counts)}\n\nset: {path}\ntrain on it: data.source={path}{more}")
@@ -196,4 +199,6 @@ def _with_scores(rollouts: Completions, path: Path) -> Completions:
 
     if not path.is_file():
         raise ValueError(f"There is no file {path}. --scores wants JSONL with id, sample and score.")
-    return replace(rollouts, rows=tuple(with_scores(rollouts.rows, read_scores(read_jsonl(path), str(path)), str(path))))
+    return replace(
+        rollouts, rows=tuple(with_scores(rollouts.rows, read_scores(read_jsonl(path), str(path)), str(path)))
+    )

@@ -1,6 +1,6 @@
 """Training sets from graded rollouts, without a model: correct ones, preference pairs, repeats by quality.
 
-Every function is deterministic, and reads the verdicts as they stand in the file: `dftune grade --in-place` renews them.
+Every function is deterministic and reads the verdicts as the file has them; `dftune grade --in-place` renews those.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def systematic_copies(quality: Sequence[float], num_rows: int, seed: int) -> lis
     sums = np.cumsum(np.asarray(quality, dtype=np.float64))
     edges = sums / sums[-1] * num_rows
     below = np.ceil(edges - start).clip(0, num_rows).astype(int)  # marks start + k below each edge
-    return np.diff(below, prepend=0).tolist()
+    return [int(times) for times in np.diff(below, prepend=0)]
 
 
 def difficulty(completions: Completions) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def difficulty(completions: Completions) -> dict[str, Any]:
     for row in completions.rows:
         counts.setdefault(row["id"], Counter())[row["verdict"]] += 1
     num_samples = completions.settings["num_samples"]
-    problems = [
+    problems: list[dict[str, Any]] = [
         {"id": name, "correct": found["correct"], "graded": found["correct"] + found["incorrect"]}
         for name, found in counts.items()
     ]

@@ -41,9 +41,9 @@ def merge_negatives(
         The rows, and how many negatives there are of each kind.
     """
     of_problem: dict[str, dict[int, Row]] = {}
-    for row in completions.rows:
-        if row["sample"] < config.num_samples:
-            of_problem.setdefault(row["id"], {})[row["sample"]] = row
+    for found in completions.rows:
+        if found["sample"] < config.num_samples:
+            of_problem.setdefault(found["id"], {})[found["sample"]] = found
     flagged: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     rows = []

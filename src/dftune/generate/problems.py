@@ -59,7 +59,7 @@ class Prompt:
 
 
 def read_problems(recipe: Recipe) -> Problems:
-    """Read, filter and deduplicate the problems as ``dftune prepare`` does; the limit counts rows that pass the filters.
+    """Read, filter and deduplicate problems as ``dftune prepare`` does; the limit counts rows that pass the filters.
 
     Raises:
         ValueError: there is no such source, a row or column is not what it must be, or no problem is left.

@@ -14,7 +14,8 @@ def check_can_push(repo: str) -> None:
         ValueError: the name is no ``owner/name``, there is no token, or the hub does not answer.
     """
     from huggingface_hub import get_token  # noqa: PLC0415
-    from huggingface_hub.utils import HFValidationError, validate_repo_id  # noqa: PLC0415
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # noqa: PLC0415
 
     try:
         validate_repo_id(repo)

@@ -51,7 +51,7 @@ class SampleConfig(Config):
 
 
 class NegativesConfig(SampleConfig):
-    """Completions for objectives to hold against the solution; the defaults are those of Discriminative FT's authors."""
+    """Completions to hold against the solution; temperature, top_k and max_tokens as in Discriminative FT's code."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.7
     """Sampling temperature."""

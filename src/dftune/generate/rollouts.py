@@ -150,9 +150,7 @@ def model_of(recipe: Recipe) -> ModelFiles:
     return ModelFiles(found, find_model(found, recipe.model.revision)) if same else find_files(found)
 
 
-def _settings(
-    recipe: Recipe, files: ModelFiles, prompt_format: PromptFormat, kind: Kind, dtype: str
-) -> dict[str, Any]:
+def _settings(recipe: Recipe, files: ModelFiles, prompt_format: PromptFormat, kind: Kind, dtype: str) -> dict[str, Any]:
     """How completions are made, as the file beside them says it."""
     config = recipe.generate
     settings = getattr(config, kind)

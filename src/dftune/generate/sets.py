@@ -113,7 +113,12 @@ def distinct(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def write_set(
-    path: Path, rows: Sequence[Row], *, origin: Mapping[str, Any], settings: Mapping[str, Any], counts: Mapping[str, Any]
+    path: Path,
+    rows: Sequence[Row],
+    *,
+    origin: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    counts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write a set as JSONL and its manifest ``NAME.manifest.json`` beside it; the same from the same, byte for byte.
 
