@@ -9,6 +9,8 @@ import re
 import sys
 from collections.abc import Sequence
 
+from dftune.generate.base import IncompleteError
+
 _OVERRIDE = re.compile(r"[\w.-]+=")
 
 COMMANDS = {
@@ -85,7 +87,7 @@ def _run(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _complain("\nInterrupted. `--resume` continues a training run from its last checkpoint.")
         status = 130
-    except (ArithmeticError, OSError) as error:
+    except (ArithmeticError, OSError, IncompleteError) as error:
         _complain(f"dftune {parsed.command}: {_message(error)}")
         status = 1
     except ValueError as error:

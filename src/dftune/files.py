@@ -164,20 +164,21 @@ def read_jsonl(path: Path, *, partial_last_line: bool = False) -> list[dict[str,
     Raises:
         ValueError: a line is not a JSON object; the message names file and line.
     """
-    rows = []
-    lines = path.read_bytes().split(b"\n")
-    tail = lines.pop()  # b"" when the file ends with its newline
-    if tail.strip() and not partial_last_line:
-        lines.append(tail)
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            shown = line[:80].decode("utf-8", errors="replace")
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error}). The line starts: {shown}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
-        rows.append(row)
-    return rows
+    return [row for _, row in iter_jsonl(path, partial_last_line=partial_last_line)]
+
+
+def iter_jsonl(path: Path, *, partial_last_line: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of a file of any size, one line in memory at a time; otherwise as `read_jsonl`."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip() or (partial_last_line and not line.endswith(b"\n")):
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                shown = line[:80].decode("utf-8", errors="replace").rstrip("\n")
+                problem = f"{path}, line {number}: not valid JSON ({error}). The line starts: {shown}"
+                raise ValueError(problem) from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
+            yield number, row

@@ -175,3 +175,34 @@ def test_the_first_verdict_comes_within_a_second_and_without_torch(tmp_path):
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
     assert min(seconds) < 1.0
+
+
+def test_many_rows_over_two_processes_give_the_verdicts_and_order_of_one(tmp_path, capsys):
+    rows = [
+        {"id": f"q{index % 700}", "target": str(index % 9), "completion": f"\\boxed{{{index % 7}}}"}
+        for index in range(4_500)
+    ]
+    path = write(tmp_path / "x.jsonl", rows)
+    texts, tables = [], []
+    for workers in ("1", "2"):
+        assert main(["grade", str(path), "--workers", workers]) == 0
+        texts.append((tmp_path / "x.verdicts.jsonl").read_bytes())
+        tables.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and tables[0] == tables[1]
+    verdicts = read(tmp_path / "x.verdicts.jsonl")
+    assert [row["verdict"] == "correct" for row in verdicts] == [index % 9 == index % 7 for index in range(4_500)]
+
+
+def test_a_kill_while_grading_leaves_the_file_as_it_was(tmp_path):
+    rows = [{"target": "1", "completion": "x" * 2_000 + f"\\boxed{{{index}}}"} for index in range(20_000)]
+    path = write(tmp_path / "x.jsonl", rows)
+    before = path.read_bytes()
+    command = [sys.executable, "-m", "dftune", "grade", str(path), "--in-place", "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (partial := list(tmp_path.glob(".x.jsonl.*"))) or not partial[0].stat().st_size:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert path.read_bytes() == before

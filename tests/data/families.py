@@ -1,10 +1,15 @@
 """Small tokenizers of the families in use, trained on a few sentences."""
 
+import io
 import json
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from dftune.data.tokenizer import train_tokenizer
 
@@ -84,6 +89,37 @@ def llama() -> LlamaTokenizer:
     return tokenizer
 
 
+@cache
+def sentencepiece_model() -> SentencePieceProcessor:
+    """A model trained by the sentencepiece library itself: BPE, byte fallback, a space before every text."""
+    trained = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([text.replace("\n", " ") for text in TEXTS]),
+        model_writer=trained,
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return SentencePieceProcessor(model_proto=trained.getvalue())
+
+
+def sentencepiece() -> LlamaTokenizer:
+    """That model as transformers loads it from a checkpoint folder of Llama 2."""
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "legacy": False}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(sentencepiece_model().serialized_model_proto())
+        (Path(folder) / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "LlamaTokenizer", **special})
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": HEADERS})
+    return tokenizer
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "qwen2": qwen2,
     "byte-level": byte_level,
@@ -94,6 +130,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "metaspace-never": lambda: metaspace("never"),
     "metaspace-always": lambda: metaspace("always"),
     "metaspace-legacy": lambda: metaspace("legacy", bos=False),
+    "sentencepiece": sentencepiece,
     "unigram": lambda: metaspace("first", unigram=True),
     "unigram-no-bos": lambda: metaspace("always", unigram=True, bos=False),
 }

@@ -77,7 +77,8 @@ def test_single_questions_and_conversations_of_one_turn_are_rendered_alike(templ
     for problem, solution in (("Q", "A"), (" padded\n", "\n A ")):
         messages = [Message("user", problem), Message("assistant", solution)]
         (turn,) = split_turns(chat, tokenizer, messages, "all")
-        assert turn == (chat.render(problem), chat.render_completion(solution))
+        (first, _) = split_turns(chat, tokenizer, [*messages, *TALK[2:]], "all")
+        assert first == turn == (chat.render(problem), chat.render_completion(solution))
 
 
 def test_a_template_that_trims_is_followed():

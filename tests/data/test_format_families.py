@@ -11,7 +11,7 @@ from dftune.data.prompts import FORMATS, get_format
 from dftune.data.tokenizer import BatchEncoder
 from dftune.data.tokens import TextEncoder
 
-from .families import FAMILIES, HEADERS, SPACED_AFTER_SPECIAL, SPACED_AT_START
+from .families import FAMILIES, HEADERS, SPACED_AFTER_SPECIAL, SPACED_AT_START, sentencepiece_model
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -151,6 +151,15 @@ def test_parts_put_end_to_end_are_the_text_again(family, first, second):
     (ids,) = encoder.continuations([second])
     lead = lead or tokenizer("Q").input_ids
     assert tokenizer.decode(lead + ids) == tokenizer.decode(lead) + second
+
+
+@given(TEXT)
+@settings(max_examples=60, deadline=None)
+def test_a_continuation_has_the_tokens_that_sentencepiece_gives_within_a_text(text):
+    library = sentencepiece_model()
+    line_break = library.encode("\n")
+    (ids,) = TextEncoder(_made("sentencepiece")).continuations([text])
+    assert ids == library.encode("\n" + text)[len(line_break) :]
 
 
 _MADE = {}

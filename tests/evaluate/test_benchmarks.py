@@ -4,8 +4,11 @@ import sys
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 from datasets.arrow_writer import ArrowWriter
+from datasets.naming import camelcase_to_snakecase
+from pyarrow import parquet
 
 from dftune.evaluate.benchmarks import load_benchmark
 
@@ -118,24 +121,25 @@ def test_a_dataset_that_the_hub_does_not_give_is_an_error_that_says_what_was_tri
         load_benchmark("no-owner/no-data@train:5")
 
 
-def cache_dataset(folder, name, rows):
-    """Lay a dataset with a test split where `datasets` keeps what it has fetched from the hub."""
-    target = folder / name.replace("/", "___") / "default" / "0.0.0" / ("0" * 40)
+def cache_dataset(folder, name, rows, config="default", split="test"):
+    """Lay a dataset with one split where `datasets` keeps what it has fetched from the hub."""
+    owner, _, stem = name.rpartition("/")
+    stem = camelcase_to_snakecase(stem)
+    target = folder / f"{owner}___{stem}" / config / "0.0.0" / ("0" * 40)
     target.mkdir(parents=True)
-    stem = name.rsplit("/", 1)[-1]
     table = datasets.Dataset.from_list(rows)
-    with ArrowWriter(path=str(target / f"{stem}-test.arrow"), features=table.features) as writer:
+    with ArrowWriter(path=str(target / f"{stem}-{split}.arrow"), features=table.features) as writer:
         for row in table:
             writer.write(row)
         num_rows, num_bytes = writer.finalize()
-    split = datasets.SplitInfo("test", num_bytes, num_rows, dataset_name=stem)
+    info_of_split = datasets.SplitInfo(split, num_bytes, num_rows, dataset_name=stem)
     info = datasets.DatasetInfo(
         features=table.features,
         builder_name="parquet",
         dataset_name=stem,
-        config_name="default",
+        config_name=config,
         version="0.0.0",
-        splits=datasets.SplitDict({"test": split}),
+        splits=datasets.SplitDict({split: info_of_split}),
     )
     info.write_to_directory(str(target))
 
@@ -157,28 +161,82 @@ def test_a_dataset_of_the_hub_is_a_benchmark_named_after_it(tmp_path, monkeypatc
         load_benchmark("owner/sums@train")
 
 
+def test_a_configuration_of_a_dataset_is_named_before_the_split(tmp_path, monkeypatch):
+    rows = [{"question": f"{index}?", "answer": f"so\n#### {index}"} for index in range(4)]
+    cache_dataset(tmp_path, "owner/sums", rows, config="main")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    benchmark = load_benchmark("owner/sums:main@test:2")
+    assert (benchmark.name, [row.target for row in benchmark.rows]) == ("sums", ["0", "1"])
+    assert len(benchmark.source) == 4
+    with pytest.raises(ValueError, match=r"dataset 'owner/sums' \(configuration other\) could not be loaded"):
+        load_benchmark("owner/sums:other@test")
+
+
+def test_what_stands_behind_hashes_and_the_last_box_of_a_solution_are_answers(tmp_path):
+    rows = [
+        {"question": "p", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
+        {"problem": "p", "solution": r"first \boxed{1}, then \boxed{\frac{1}{2}}."},
+        {"problem": "p", "answer": "5", "solution": r"\boxed{6}"},
+    ]
+    assert [row.target for row in load_benchmark(write(tmp_path / "b.jsonl", rows)).rows] == ["7", r"\frac{1}{2}", "5"]
+    with pytest.raises(ValueError, match="no answer; found the columns problem, solution"):
+        load_benchmark(write(tmp_path / "c.jsonl", [{"problem": "p", "solution": "so it is 6"}]))
+
+
+def test_an_absolute_error_is_read_and_belongs_to_the_fingerprint(tmp_path):
+    row = {"problem": "p", "answer": "4.2"}
+    found = {
+        error: load_benchmark(write(tmp_path / "b.jsonl", [{**row, "abs_error": error}]))
+        for error in ("1e-1", 0.1, "", None, "1e-1,1e-2", 0, "nan")
+    }
+    assert [one.rows[0].tolerance for one in found.values()] == [0.1, 0.1, None, None, None, None, None]
+    assert (
+        found["1e-1"].fingerprint
+        != found[""].fingerprint
+        == load_benchmark(write(tmp_path / "b.jsonl", [row])).fingerprint
+    )
+
+
+def test_csv_fields_are_text(tmp_path):
+    path = tmp_path / "sums.csv"
+    path.write_bytes('\ufeffid,problem,answer,level\n1,"one, or\ntwo?",1.50,3\n2,q,007,4\n'.encode())
+    benchmark = load_benchmark(str(path))
+    assert [(row.id, row.problem, row.target) for row in benchmark.rows] == [
+        ("1", "one, or\ntwo?", "1.50"),
+        ("2", "q", "007"),
+    ]
+    assert benchmark.rows[0].extra == {"level": "3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("problem,answer\np\n", "line 2: the row does not have the 2 fields"),
+        ("problem,answer\np,1\nq,1,2\n", "line 3: the row does not have the 2 fields"),
+        ('problem,answer\n"p,1\n', "not valid CSV"),
+        ("problem,answer\n", "is empty"),
+        ("problem,result\np,1\n", "line 2: no answer; found the columns problem, result"),
+    ],
+)
+def test_broken_csv_is_explained(tmp_path, text, message):
+    (tmp_path / "b.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_benchmark(str(tmp_path / "b.csv"))
+
+
+def test_parquet_keeps_lists_of_alternatives(tmp_path):
+    rows = [{"problem": "p", "answer": ["1/2", "0.5"]}, {"problem": "q", "answer": ["3"]}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    assert [row.target for row in load_benchmark(str(tmp_path / "b.parquet")).rows] == [["1/2", "0.5"], ["3"]]
+    (tmp_path / "c.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match="not a readable parquet file"):
+        load_benchmark(str(tmp_path / "c.parquet"))
+
+
 def test_reading_benchmarks_imports_nothing_heavy():
     code = (
-        "import sys, dftune.evaluate.benchmarks, dftune.evaluate.results, dftune.evaluate.locate\n"
+        "import sys, dftune.evaluate.summary, dftune.evaluate.jobs, dftune.evaluate.models\n"
         "sys.exit(', '.join({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the benchmark files are not beside this checkout")
-@pytest.mark.parametrize(
-    ("name", "num_rows"),
-    [
-        ("math500", 500),
-        ("aime24", 30),
-        ("amc23", 40),
-        ("minerva_math", 272),
-        ("olympiadbench", 675),
-        ("gsm8k_test", 1319),
-    ],
-)
-def test_published_benchmarks_have_their_published_sizes(name, num_rows):
-    benchmark = load_benchmark(str(SHARED / f"{name}.jsonl"))
-    assert len(benchmark.rows) == num_rows
-    assert all(isinstance(row.target, str) for row in benchmark.rows)

@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dftune.evaluate.answers.judge import compare_answers
+from dftune.evaluate.answers.judge import read as read_answer
 from dftune.evaluate.grade import check_golds, grade, is_correct
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -253,58 +254,6 @@ def test_check_golds_names_the_rows_that_cannot_be_graded():
     assert [(row["id"], row["answer"]) for row in check_golds(rows)] == [("b", r"\int x"), ("c", ")(")]
 
 
-# Hostile and pathological input: (reference, completion, correct or None for "only return")
-HOSTILE = {
-    "power tower": ("1", boxed("10**10**10"), False),
-    "taller tower": ("1", boxed("2^" * 400 + "2"), None),
-    "huge exponent": ("1", boxed("1e999999"), False),
-    "absurd exponent": ("1", boxed("1e" + "9" * 5000), False),
-    "factorial of a factorial": ("1", boxed("((9!)!)!"), None),
-    "huge factorial": ("1", boxed("(10^8)!"), False),
-    "huge binomial": ("1", boxed(r"\binom{10^9}{5\cdot10^8}"), None),
-    "long digits": ("1", boxed("9" * 1_000_000), False),
-    "same long digits": ("9" * 150_000, boxed("9" * 150_000), True),
-    "long digits off by one": ("9" * 150_000, boxed("9" * 149_999 + "8"), False),
-    "a third in full": (r"\frac13", boxed("0." + "3" * 100_000), True),
-    "deep fractions": ("1", boxed(r"\frac{1}{1+" * 500 + "1" + "}" * 500), None),
-    "deep roots": ("1", boxed(r"\sqrt{" * 2000 + "1" + "}" * 2000), None),
-    "deep brackets": ("1", boxed("(" * 5000 + "1" + ")" * 5000), None),
-    "many bangs": ("1", boxed("3" + "!" * 10_000), None),
-    "many bars": ("1", boxed("|" * 10_001), None),
-    "many plus-minus": ("1", boxed("1" + r"\pm 1" * 30), False),
-    "many boxes": ("7", r"\boxed{3} " * 20_000 + r"\boxed{7}", True),
-    "open boxes": ("1", r"\boxed{" * 20_000, None),
-    "open displays": ("1", r"\[ 1 " * 20_000, None),
-    "many phrases": ("1", "the answer is " * 50_000 + "1", True),
-    "long list, turned around": (
-        ",".join(map(str, range(5000))),
-        boxed(r"\{" + ",".join(map(str, reversed(range(5000)))) + r"\}"),
-        True,
-    ),
-    "long list, shifted": (",".join(map(str, range(5000))), boxed(",".join(map(str, range(1, 5001)))), False),
-    "big matrix": ("1", boxed(r"\begin{pmatrix}" + ("1 & " * 99 + r"1 \\ ") * 100 + r"\end{pmatrix}"), False),
-    "long sum": ("1", boxed(r"\sum_{k=1}^{10^9} k"), False),
-    "nested sums": ("1", boxed(r"\sum_{j=1}^{9999}\sum_{k=1}^{9999} jk"), False),
-    "sine of a googol": ("1", boxed(r"\sin(10^{100})"), None),
-    "root of huge degree": ("1", boxed(r"\sqrt[10^{300}]{2}"), False),
-    "division by zero": ("1", boxed(r"\frac{1}{0}"), False),
-    "NUL": ("12", boxed("1\x002"), True),
-    "lone surrogates": ("12", boxed("\ud8001\udfff2"), True),
-    "invisible marks": ("5", boxed("\u200b\u202e5\u200f"), True),
-    "empty": ("1", "", False),
-    "a megabyte before the answer": ("42", "blah " * 200_000 + "The answer is 42.", True),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_input_returns_within_two_seconds(name):
-    target, completion, expected = HOSTILE[name]
-    start = time.process_time()  # of this process, so that a busy machine does not count
-    verdict = grade(target, completion)
-    assert time.process_time() - start < 2.0
-    assert expected is None or (verdict.verdict == "correct") == expected
-
-
 @pytest.mark.parametrize(
     "code",
     [
@@ -445,11 +394,64 @@ def test_every_published_reference_grades_against_itself(name):
     assert check_golds(read(name)) == []
 
 
-@pytest.mark.parametrize("name", ["math500", "minerva_math", "olympiadbench"])
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_the_reference_of_another_problem_is_not_accepted(name):
     golds = [row["answer"] for row in read(name)]
-    others = random.Random(0).sample(golds, len(golds))
-    accepted = [
-        pair for pair in zip(golds, others, strict=True) if pair[0] != pair[1] and is_correct(pair[0], boxed(pair[1]))
+    for seed in range(3):
+        order = random.Random(seed).sample(range(len(golds)), len(golds))
+        # each problem gets the reference of the next one in a random cycle: no problem keeps its own
+        pairs = [(golds[here], golds[there]) for here, there in zip(order, order[1:] + order[:1], strict=True)]
+        accepted = [pair for pair in pairs if pair[0] != pair[1] and is_correct(pair[0], boxed(pair[1]))]
+        assert len(accepted) <= 1, accepted
+
+
+def test_agreement_with_our_own_labelled_pairs():
+    rows = [
+        json.loads(line) for line in (Path(__file__).parent / "data/own_pairs.jsonl").read_text("utf-8").splitlines()
     ]
-    assert len(accepted) <= 2, accepted
+    assert len(rows) >= 1200 and {row["rule"] for row in rows} == set(range(1, 10))
+    wrong = {True: [], False: []}
+    for row in rows:
+        completion = row["prediction"] if row["kind"] == "text" else f"\\boxed{{{row['prediction']}}}"
+        if is_correct(row["gold"], completion) != row["expected_equal"]:
+            wrong[row["expected_equal"]].append(f"{row['gold']}  |  {row['prediction']}")
+    assert len(wrong[False]) <= 1, wrong[False]
+    assert len(wrong[True]) <= 5, wrong[True]
+
+
+OWN = [json.loads(line) for line in (Path(__file__).parent / "data/own_pairs.jsonl").read_text("utf-8").splitlines()]
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(OWN), st.data())
+def test_a_mutated_pair_is_graded_without_failing_and_twice_alike(row, data):
+    def mutated(text: str) -> str:
+        at = data.draw(st.integers(0, len(text)))
+        width = data.draw(st.integers(0, 3))
+        return text[:at] + data.draw(st.one_of(FRAGMENTS, st.text(max_size=3))) + text[at + width :]
+
+    gold, prediction = mutated(row["gold"]), boxed(mutated(row["prediction"]))
+    verdict = grade(gold, prediction)
+    assert not verdict.reason.startswith("internal error"), verdict
+    assert grade(gold, prediction).verdict == verdict.verdict
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(OWN), st.data())
+def test_a_reference_that_can_be_read_is_its_own_answer_after_any_mutation(row, data):
+    at = data.draw(st.integers(0, len(row["gold"])))
+    text = row["gold"][:at] + data.draw(FRAGMENTS) + row["gold"][at:]
+    if read_answer(text).trees:
+        assert compare_answers(text, text).equal is True
+
+
+def test_numbers_tuples_and_sets_are_equal_from_either_side():
+    # answers, not text; percent, degrees, units and six-digit decimals are conventions about the reference
+    rows = [row for row in OWN if row["kind"] == "answer" and row["rule"] in (2, 7)]
+    one_way = [
+        (row["gold"], row["prediction"])
+        for row in rows
+        if (compare_answers(row["gold"], row["prediction"]).equal is True)
+        != (compare_answers(row["prediction"], row["gold"]).equal is True)
+    ]
+    assert len(one_way) <= 0.02 * len(rows), one_way

@@ -248,6 +248,14 @@ def test_a_completion_that_ended_at_the_closing_tag_has_it():
     assert get_protocol("strict-format").scores([{**row, "stop_string": "\n\n"}]) == {"q": 0.0}
 
 
+def test_where_nobody_says_what_ended_a_completion_its_format_is_not_judged():
+    row = {"id": "q", "sample": 0, "target": "7", "verdict": "correct", "finish_reason": "stop"}
+    assert get_protocol("strict-format").scores([{**row, "completion": "so</think> <answer>7"}]) == {}
+    assert get_protocol("strict-format").scores([{**row, "completion": "so</think> 7"}]) == {"q": 0.0}
+    cut = {**row, "completion": "so</think> <answer>7", "finish_reason": "length"}
+    assert get_protocol("strict-format").scores([cut]) == {"q": 0.0}
+
+
 def test_an_unreadable_reference_leaves_out_what_keeps_the_format():
     row = {"id": "q", "sample": 0, "target": r"\frac{", "completion": "a</think> <answer>7</answer>"}
     assert get_protocol("strict-format").scores([row]) == {}

@@ -231,7 +231,7 @@ def test_other_settings_are_refused_before_anything_is_generated_and_overwrite_r
     warmer = SAMPLE.model_copy(update={"temperature": 0.5})
     with pytest.raises(ValueError, match=r"sampling\.temperature: 1\.0 there, 0\.5 asked for"):
         evaluate(str(coins), [str(other), sums], warmer, tmp_path / "out", step=0)
-    assert not (tmp_path / "out/evals/step-0/other.sample.jsonl").exists()
+    assert not list((tmp_path / "out/evals/step-0").glob("other.*"))
     evaluate(str(coins), [sums], warmer, tmp_path / "out", step=0, overwrite=True)
     settings = json.loads((tmp_path / "out/evals/step-0/sums.sample.json").read_text())
     assert settings["sampling"]["temperature"] == 0.5

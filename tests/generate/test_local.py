@@ -101,19 +101,20 @@ def test_special_tokens_that_the_model_wrote_are_kept(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("stop", "text", "num_tokens"),
+    ("stop", "text", "num_tokens", "ended_at"),
     [
-        (("c",), "b", 2),
-        (("cd",), "b", 3),  # two tokens
-        (("bcde",), "", 4),
-        (("e", "cd"), "b", 3),
-        (("de", "d"), "bc", 3),
-        (("xyz", "ab"), "bcde", 5),  # "ab" would begin in the prompt
+        (("c",), "b", 2, "c"),
+        (("cd",), "b", 3, "cd"),  # two tokens
+        (("bcde",), "", 4, "bcde"),
+        (("e", "cd"), "b", 3, "cd"),
+        (("de", "d"), "bc", 3, "d"),
+        (("xyz", "ab"), "bcde", 5, ""),  # "ab" would begin in the prompt
     ],
 )
-def test_a_completion_is_cut_before_its_first_stop_string(letters, stop, text, num_tokens):
+def test_a_completion_is_cut_before_its_first_stop_string_and_says_which(letters, stop, text, num_tokens, ended_at):
     (done,) = complete(letters, "a", stop=stop)
     assert (done.text, done.finish_reason, done.num_tokens) == (text, "stop", num_tokens)
+    assert done.stop_string == ended_at
 
 
 def test_a_stop_string_inside_one_token_is_found(tokenizer):

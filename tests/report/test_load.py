@@ -154,3 +154,18 @@ def test_a_score_under_another_prompt_format_is_known_and_an_unknown_format_is_n
     assert evaluation("1", prompt_format=chat, trained_prompt_format=plain).format_differs
     assert not evaluation("1", prompt_format=chat, trained_prompt_format=chat).format_differs
     assert not evaluation("1", prompt_format=chat, trained_prompt_format=None).format_differs
+
+
+def test_a_score_between_zero_and_one_counts_for_itself() -> None:
+    rows = [{"id": "a", "verdict": "scored", "score": 0.25}, {"id": "b", "verdict": "ungraded", "score": None}]
+    described = {"benchmark": "b", "protocol": "lm_eval", "num_problems": 2, "num_samples": 1}
+    found = Evaluation(1, described, tuple(rows))
+    assert found.scores == {"a": 0.25}
+
+
+def test_a_scored_row_without_its_score_is_an_error_with_its_number(tmp_path: Path) -> None:
+    run = write_base_run(tmp_path, num_questions=3)
+    path = next((run / "evals" / "step-0").glob("*.jsonl"))
+    append_jsonl(path, [{"id": "x", "sample": 0, "verdict": "scored", "score": None}])
+    with pytest.raises(ValueError, match=r"row \d+: .*scored with a score; found id 'x'"):
+        read_run(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,10 @@ A killed evaluation is continued by the same command: completions that are there
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.epilog = EPILOG
+    from dftune.general.options import EPILOG as TASKS_EPILOG  # noqa: PLC0415
+    from dftune.general.options import add_task_arguments  # noqa: PLC0415
+
+    parser.epilog = f"{EPILOG}\n{TASKS_EPILOG}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add(
@@ -94,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="throw away results that are there already")
     add("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1...")
+    add_task_arguments(parser)
 
 
 def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--json is where a comparison goes; give --against OTHER too.")
     theirs = _others(args.against) if args.against is not None else []
     saved: list[Saved] = []
-    stored = not (args.benchmarks or args.protocol or args.all_checkpoints or args.overwrite)
+    stored = not (args.benchmarks or args.tasks or args.protocol or args.all_checkpoints or args.overwrite)
     if (theirs or args.diagnose) and stored:
         from dftune.evaluate.saved import find_saved  # noqa: PLC0415
 
@@ -190,6 +194,13 @@ def _evaluate(args: argparse.Namespace) -> list[Saved]:
     plans = plan(args.model, args.output, step=args.step, all_checkpoints=args.all_checkpoints)
     config = configure(args, recipe_section(args.model))
     set_threads()
+    paths: Iterable[str] = ()
+    if args.tasks:
+        from dftune.general.options import run_tasks  # noqa: PLC0415
+
+        paths = run_tasks(args, plans, config)
+        if not args.benchmarks:
+            return [one for path in paths for one in find_saved(path)]
     summaries: list[EvalSummary] = []
     for item in plans:
         try:
@@ -208,7 +219,7 @@ def _evaluate(args: argparse.Namespace) -> list[Saved]:
                 print(table(summaries))
             raise
     print(table(summaries))
-    paths = dict.fromkeys(str(summary.completions) for summary in summaries)
+    paths = dict.fromkeys([*paths, *(str(summary.completions) for summary in summaries)])
     return [one for path in paths for one in find_saved(path)]
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-_TARGETS = ("target", "answer", "gold")
-_ROWS_SHOWN = 12
 _OUTPUT_SUFFIX = ".verdicts.jsonl"
 
 
@@ -27,17 +26,26 @@ Each file is JSONL, one completion a line, with
                       beside it, will do)
   id                  optional: completions of one problem count as one question in the interval
 as `dftune evaluate` writes it. Verdicts go to FILE.verdicts.jsonl; how answers are found and compared is
-described in docs/grading.md."""
+described in docs/grading.md. Files are read row by row, so that their size does not matter; what is written
+appears at the end, all or nothing.
+
+With --compare-graders nothing is graded again: the other graders in daily use judge the same completions (or the
+pairs of a file with `gold` and `prediction`), and the rows where they differ from ours are listed."""
     parser.epilog = """\
 examples:
   dftune grade runs/base/evals/step-0/math500.greedy.jsonl
   dftune grade completions.jsonl --strict --show 20     boxed answers only; where the stored verdict differs
-  dftune grade runs/*/evals/step-*/*.jsonl --in-place   after an update of the grader"""
+  dftune grade runs/*/evals/step-*/*.jsonl --in-place   after an update of the grader
+  dftune grade completions.jsonl --compare-graders --limit 500 --output differences.jsonl"""
     parser.add_argument("completions", nargs="+", type=Path, metavar="COMPLETIONS", help="JSONL files of completions")
     parser.add_argument("--strict", action="store_true", help="accept an answer in a box or an answer tag only")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--output", type=Path, metavar="FILE", help="where the verdicts go (for one file of completions)"
+        "--output",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where the verdicts go (for one file of completions), or the rows on which graders differ",
     )
     where.add_argument(
         "--in-place",
@@ -45,13 +53,25 @@ examples:
         help="replace the verdicts inside each file, all or nothing, and write no other",
     )
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print N rows whose stored verdict differs")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes for large files (default: one a processor core)"
+    )
+    parser.add_argument(
+        "--compare-graders",
+        action="store_true",
+        help="judge with Math-Verify (where it is installed), the r1-zero rule and Qwen's rule as well",
+    )
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="compare graders on the first N rows only")
 
 
 def run(args: argparse.Namespace) -> int:
     """Grade every file, write the verdicts, print the summary."""
-    from dftune.evaluate.grade import GRADER_VERSION, grade  # noqa: PLC0415  (not needed for --help)
-    from dftune.files import read_json, write_json, write_jsonl  # noqa: PLC0415
+    from dftune.evaluate.regrade import count_rows  # noqa: PLC0415  (not needed for --help)
 
+    if args.compare_graders:
+        return _compare(args)
+    if args.limit:
+        raise ValueError("--limit goes with --compare-graders; without it every row is graded.")
     if args.output is not None and len(args.completions) > 1:
         raise ValueError(
             f"--output names one file, but there are {len(args.completions)} files of completions. "
@@ -61,143 +81,65 @@ def run(args: argparse.Namespace) -> int:
     paths = [path for path in args.completions if path not in own] or args.completions
     if own and paths is not args.completions:
         print(f"not graded, since they hold verdicts and no completions: {', '.join(map(str, own))}\n")
-    read = [(path, _read(path)) for path in paths]
-    version = GRADER_VERSION + ("-strict" if args.strict else "")
-    for path, rows in read:
-        verdicts = [_verdict(grade(_target(row), row["completion"], strict=args.strict)) for row in rows]
-        print(_summary(path, rows, verdicts))
-        if args.show:
-            print(_disagreements(rows, verdicts, args.show))
-        if args.in_place:
-            write_jsonl(
-                path, ({**row, "target": _target(row), **verdict} for row, verdict in zip(rows, verdicts, strict=True))
-            )
-            settings = path.with_suffix(".json")
-            if settings.is_file() and "grader" in (stored := read_json(settings)):
-                write_json(settings, {**stored, "grader": version})
-        else:
-            output = args.output or path.with_suffix(_OUTPUT_SUFFIX)
-            write_jsonl(output, (_line(row, verdict, version) for row, verdict in zip(rows, verdicts, strict=True)))
-            print(f"verdicts: {output}")
+    scored = [path for path in paths if _scored_elsewhere(path)]
+    if scored:
+        print(f"not graded, since another program scored them: {', '.join(map(str, scored))}\n")
+    workers = args.workers or os.cpu_count() or 1
+    for path, count in [(path, count_rows(path)) for path in paths if path not in scored]:
+        _grade_file(path, count, args, workers)
     return 0
 
 
-def _read(path: Path) -> list[Row]:
-    """The rows of a file, each with a completion and a reference.
+def _scored_elsewhere(path: Path) -> bool:
+    """Whether the scores came from lm_eval or alpaca_eval (docs/general-tasks.md); our rules do not apply to those."""
+    from dftune.files import read_json  # noqa: PLC0415
 
-    Raises:
-        ValueError: the file is missing or empty, a line is no JSON object, or a row lacks a column.
-    """
-    from dftune.files import read_jsonl  # noqa: PLC0415
-
-    if not path.is_file():
-        raise ValueError(f"{path} is not there. Pass a JSONL file of completions, such as dftune evaluate writes.")
-    rows = read_jsonl(path)
-    if not rows:
-        raise ValueError(f"{path} is empty; expected one completion a line.")
-    for index, row in enumerate(rows):
-        problem = _problem(row)
-        if problem:
-            raise ValueError(
-                f"{path}, line {_line_number(path, index)}: {problem}. Expected `completion` (text) and `target` "
-                f"(text, or a list of texts); this row has {', '.join(sorted(row)) or 'no columns'}."
-            )
-    return rows
-
-
-def _problem(row: Row) -> str:
-    if not isinstance(row.get("completion"), str):
-        return "`completion` is " + ("missing" if "completion" not in row else "not text")
-    name = _target_column(row)
-    if name is None:
-        return "`target` is missing"
-    value = row[name]
-    listed = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
-    return "" if isinstance(value, str) or listed else f"`{name}` is neither text nor a list of texts"
-
-
-def _line_number(path: Path, index: int) -> int:
-    filled = [number for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
-    return filled[index]
-
-
-def _target_column(row: Row) -> str | None:
-    """Beside a verdict, ``answer`` is what was extracted, not the reference."""
-    return next((name for name in _TARGETS if name in row and not (name == "answer" and "verdict" in row)), None)
-
-
-def _target(row: Row) -> str | list[str]:
-    target: str | list[str] = row[_target_column(row) or "target"]
-    return target
-
-
-def _verdict(verdict: Any) -> Row:
-    return {name: getattr(verdict, name) for name in ("answer", "verdict", "rule", "stage", "reason")}
-
-
-def _line(row: Row, verdict: Row, version: str) -> Row:
-    kept: Row = {name: row[name] for name in ("id", "sample") if name in row}
-    return {**kept, "target": _target(row), **verdict, "grader": version}
-
-
-def _summary(path: Path, rows: Sequence[Row], verdicts: Sequence[Row]) -> str:
-    """Accuracy with its interval, then how answers were found and why verdicts fell."""
-    from dftune.evaluate.metrics import accuracy_estimate  # noqa: PLC0415
-
-    graded: dict[Any, list[float]] = defaultdict(list)
-    for index, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
-        if verdict["verdict"] != "ungraded":
-            graded[str(row.get("id", f"\0{index}"))].append(float(verdict["verdict"] == "correct"))
-    num_graded = sum(map(len, graded.values()))
-    ungraded = f"{len(rows) - num_graded} ungraded"
-    count = (
-        f"n = {num_graded}" if num_graded == len(graded) else f"n = {len(graded)} problems, {num_graded} completions"
+    settings = path.with_suffix(".json")
+    if not settings.is_file():
+        return False
+    stored = read_json(settings)
+    return isinstance(stored, dict) and (
+        stored.get("protocol") == "lm_eval" or stored.get("benchmark") == "alpaca_eval"
     )
-    lines = [str(path)]
-    if graded:
-        estimate = accuracy_estimate([[sum(x) / len(x)] for x in graded.values()], num_completions=num_graded)
-        interval = f"95 % interval {100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
-        lines.append(f"accuracy {100 * estimate.mean:.1f} %  ({interval}, {count}, {ungraded})")
-    else:
-        lines.append(f"no accuracy: {ungraded}")
-    lines += ["", *_table("extraction rule", (str(verdict["rule"] or "none") for verdict in verdicts), verdicts)]
-    lines += ["", *_table("reason", (str(verdict["reason"]) for verdict in verdicts), verdicts), ""]
-    return "\n".join(lines)
 
 
-def _table(title: str, keys: Iterable[str], verdicts: Sequence[Row]) -> list[str]:
-    totals: Counter[str] = Counter()
-    correct: Counter[str] = Counter()
-    for key, verdict in zip(keys, verdicts, strict=True):
-        totals[key] += 1
-        correct[key] += verdict["verdict"] == "correct"
-    shown = totals.most_common(_ROWS_SHOWN)
-    rest = len(verdicts) - sum(count for _, count in shown)
-    width = min(60, max(len(title), *(len(key) for key, _ in shown)))
-    lines = [f"  {title:<{width}}  {'count':>7}  {'correct':>7}"]
-    lines += [f"  {key[:width]:<{width}}  {count:>7}  {correct[key]:>7}" for key, count in shown]
-    return [*lines, f"  {'(others)':<{width}}  {rest:>7}"] if rest else lines
+def _grade_file(path: Path, count: int, args: argparse.Namespace, workers: int) -> None:
+    from dftune.evaluate.grade import GRADER_VERSION  # noqa: PLC0415
+    from dftune.evaluate.regrade import Tally, graded_rows, target_of  # noqa: PLC0415
+    from dftune.files import read_json, write_json, write_jsonl  # noqa: PLC0415
+
+    version = GRADER_VERSION + ("-strict" if args.strict else "")
+    tally = Tally(args.show)
+
+    def lines() -> Iterator[Row]:
+        for row, verdict in graded_rows(path, count, strict=args.strict, workers=workers):
+            tally.add(row, verdict)
+            kept: Row = row if args.in_place else {name: row[name] for name in ("id", "sample") if name in row}
+            stamp: Row = {} if args.in_place else {"grader": version}
+            yield {**kept, "target": target_of(row), **verdict, **stamp}
+
+    output = path if args.in_place else args.output or path.with_suffix(_OUTPUT_SUFFIX)
+    write_jsonl(output, lines())
+    settings = path.with_suffix(".json")
+    if args.in_place and settings.is_file() and "grader" in (stored := read_json(settings)):
+        write_json(settings, {**stored, "grader": version})
+    print(tally.summary(path))
+    if args.show:
+        print(tally.disagreements())
+    if not args.in_place:
+        print(f"verdicts: {output}")
 
 
-def _disagreements(rows: Sequence[Row], verdicts: Sequence[Row], limit: int) -> str:
-    """Rows whose stored verdict is another one."""
-    differing = [
-        (index, row, verdict)
-        for index, (row, verdict) in enumerate(zip(rows, verdicts, strict=True), 1)
-        if "verdict" in row and row["verdict"] != verdict["verdict"]
-    ]
-    if not any("verdict" in row for row in rows):
-        return "no verdicts are stored in this file, so there is nothing to disagree with"
-    lines = [f"{len(differing)} verdicts differ from the stored ones" + (f"; the first {limit}:" if differing else "")]
-    for index, row, verdict in differing[:limit]:
-        lines += [
-            f"  {row.get('id', f'row {index}')}: {row['verdict']} -> {verdict['verdict']} ({verdict['reason']})",
-            f"    target {_short(_target(row))}",
-            f"    answer {_short(verdict['answer'])}  [{verdict['rule'] or 'none'}]",
-        ]
-    return "\n".join(lines) + "\n"
+def _compare(args: argparse.Namespace) -> int:
+    from dftune.evaluate.agreement import compare_graders, read_pairs  # noqa: PLC0415
+    from dftune.files import write_jsonl  # noqa: PLC0415
 
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+    if args.in_place:
+        raise ValueError("--compare-graders changes no file; leave --in-place out.")
+    pairs = list(islice((pair for path in args.completions for pair in read_pairs(path)), args.limit or None))
+    report = compare_graders(pairs, show=args.show or 10)
+    print(report.text())
+    if args.output is not None:
+        write_jsonl(args.output, report.differing)
+        print(f"rows on which the graders differ: {args.output}")
+    return 0

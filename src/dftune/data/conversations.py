@@ -49,6 +49,9 @@ def split_turns(
     Raises:
         ValueError: the format cannot render such a conversation.
     """
+    if len(messages) == 2:  # one question and its answer
+        (question, answer) = messages
+        return [Turn(prompt_format.render(question.content), prompt_format.render_completion(answer.content))]
     if prompt_format.uses_chat_template:
         return _by_chat_template(prompt_format, tokenizer, messages, turns)
     prompts = _by_templates(prompt_format, messages)
@@ -60,18 +63,21 @@ def split_turns(
     return [Turn(earlier + prompts[-1], answers[-1])]
 
 
-def encode_turns(turns: Sequence[Turn], encoder: TextEncoder, end: int) -> Row:
-    """Token ids of a conversation, encoded part by part so that no token spans two of them."""
-    ids = encoder.beginnings([turns[0].prompt])[0]
-    later = encoder.after_token(end, [turn.prompt for turn in turns[1:]])
-    completions = encoder.continuations([turn.completion for turn in turns])
-    spans = []
-    for prompt, completion in zip([[], *later], completions, strict=True):
-        ids = [*ids, *prompt]
-        start = len(ids)
-        ids += ended(completion, end)
-        spans.append((start, len(ids)))
-    return Row(ids, tuple(spans))
+def encode_turns(conversations: Sequence[Sequence[Turn]], encoder: TextEncoder, end: int) -> list[Row]:
+    """Token ids of conversations, encoded part by part so that no token spans two of them."""
+    begun = encoder.beginnings([turns[0].prompt for turns in conversations])
+    later = iter(encoder.after_token(end, [turn.prompt for turns in conversations for turn in turns[1:]]))
+    completions = iter(encoder.continuations([turn.completion for turns in conversations for turn in turns]))
+    rows = []
+    for ids, turns in zip(begun, conversations, strict=True):
+        spans = []
+        for place in range(len(turns)):
+            ids.extend(next(later) if place else [])
+            start = len(ids)
+            ids.extend(ended(next(completions), end))
+            spans.append((start, len(ids)))
+        rows.append(Row(ids, tuple(spans)))
+    return rows
 
 
 def _by_templates(prompt_format: PromptFormat, messages: Sequence[Message]) -> list[str]:

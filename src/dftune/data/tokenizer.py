@@ -131,22 +131,8 @@ class BatchEncoder:
     def rows(self, conversations: Sequence[Sequence[Message]], turns: Turns) -> list[Row]:
         """Token ids of conversations and where the completions in them lie.
 
-        Those of one question and its answer are encoded together, which is faster.
-
         Raises:
             ValueError: the format cannot render a conversation.
         """
-        single = [place for place, messages in enumerate(conversations) if len(messages) == 2]
-        pairs = self.encode(*([conversations[place][side].content for place in single] for side in (0, 1)))
-        rows: dict[int, Row] = {}
-        for place, (prompt, completion) in zip(single, pairs, strict=True):
-            total = len(prompt) + len(completion)
-            rows[place] = Row(prompt + completion, ((len(prompt), total),))
-        return [
-            rows[place] if place in rows else self._conversation(messages, turns)
-            for place, messages in enumerate(conversations)
-        ]
-
-    def _conversation(self, messages: Sequence[Message], turns: Turns) -> Row:
-        parts = split_turns(self._format, self._tokenizer, messages, turns)
+        parts = [split_turns(self._format, self._tokenizer, messages, turns) for messages in conversations]
         return encode_turns(parts, self._encoder, self.end)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dftune.evaluate.describe import aligned
 from dftune.evaluate.diagnose import estimate_to_json
-from dftune.evaluate.metrics import Difference, Estimate, accuracy_estimate, paired_difference
+from dftune.evaluate.metrics import Difference, Estimate, estimate_scores, paired_difference
 from dftune.evaluate.saved import Saved
 
 Row = Mapping[str, Any]
-Scores = Callable[[Saved], Mapping[str, float]]
-_MARKED = ("num_samples", "sampling", "grader", "engine", "precision")
+_MARKED = ("sampling", "grader", "engine", "precision")
 """Settings in which two evaluations should agree; where they do not, the comparison says so."""
 _IDS_NAMED = 5
 
@@ -96,7 +95,8 @@ class Comparison:
 def compare_all(ours: Sequence[Saved], theirs: Sequence[Saved], their_name: str) -> list[Comparison]:
     """Compare every benchmark and protocol of ``ours`` with the same of ``theirs``.
 
-    Where the other side has a benchmark under one other protocol only, that one is taken, and marked.
+    Where the other side has not been scored under the same protocol, but under a single other one or, for a mean over
+    samples, by a single other mean over samples, that one is taken, and marked.
 
     Args:
         ours: as `dftune.evaluate.saved.find_saved` gives them.
@@ -106,53 +106,53 @@ def compare_all(ours: Sequence[Saved], theirs: Sequence[Saved], their_name: str)
     Raises:
         ValueError: there is no benchmark in common, or two evaluations cannot be compared (`compare`).
     """
-    found = []
-    for one in ours:
-        same = [other for other in theirs if other.benchmark == one.benchmark]
-        exact = [other for other in same if other.protocol == one.protocol]
-        if exact or len(same) == 1:
-            found.append(compare(one, (exact or same)[0]))
-    if not found:
-        held = [", ".join(sorted({f"{one.benchmark}.{one.protocol}" for one in side})) for side in (ours, theirs)]
+    mine, others = ([view for one in side for view in one.views()] for side in (ours, theirs))
+    pairs = [(one, other) for one in mine if (other := _counterpart(one, others)) is not None]
+    if not pairs:
+        held = [", ".join(sorted({f"{one.benchmark}.{one.protocol}" for one in side})) for side in (mine, others)]
         raise ValueError(
             f"There is nothing to compare: {held[0] or 'no results'} here, {held[1]} in {their_name}. "
             "Evaluate both on the same benchmark under the same protocol."
         )
-    return found
+    return [compare(one, other) for one, other in pairs]
 
 
-def shares_of(saved: Saved) -> Mapping[str, float]:
-    """Share of correct completions among the graded ones, by question."""
-    return saved.tally.shares()
+def _counterpart(one: Saved, others: Sequence[Saved]) -> Saved | None:
+    same = [other for other in others if other.benchmark == one.benchmark]
+    exact = [other for other in same if other.protocol == one.protocol]
+    exact = [other for other in exact if other.sampling == one.sampling] or exact
+    means = [other for other in same if one.averages and other.averages]
+    return next((found[0] for found in (exact, means, same) if len(found) == 1), None)
 
 
-def compare(ours: Saved, theirs: Saved, scores: Scores = shares_of) -> Comparison:
+def compare(ours: Saved, theirs: Saved) -> Comparison:
     """Paired difference of two evaluations of the same questions.
 
     Args:
         ours: the evaluation in question.
-        theirs: what it is compared with.
-        scores: gives the score of every question; questions that it leaves out on either side are not compared.
+        theirs: what it is compared with. Questions that have no score on either side are not compared.
 
     Raises:
         ValueError: the benchmarks' rows differ (the message names ids), an evaluation is incomplete, or no question
             was graded on both sides.
     """
     _check_same_questions(ours, theirs)
-    mine, other = scores(ours), scores(theirs)
+    mine, other = ours.scores, theirs.scores
     places = [place for place, name in enumerate(ours.tally.names) if name in mine and name in other]
     names = [ours.tally.names[place] for place in places]
     if not names:
         raise ValueError(f"No question of {ours.benchmark} was graded in both {ours.path} and {theirs.path}.")
     clusters = ours.tally.clusters(places)
     columns = [[[side[name]] for name in names] for side in (mine, other)]
-    parts = [saved.tally.components() for saved in (ours, theirs)]
+    parts = [saved.tally.components() for saved in (ours, theirs) if saved.averages]
     sampling = [part.sampling for part in parts if part is not None and part.sampling is not None]
     flips = _flips(ours, theirs, mine, other, names)
     estimates = [
-        accuracy_estimate(column, len(names) * int(saved.settings["num_samples"]), clusters=clusters)
-        for column, saved in zip(columns, (ours, theirs), strict=True)
+        estimate_scores((side[name] for name in names), sum(saved.tally.counts["graded"]), clusters)
+        for side, saved in ((mine, ours), (other, theirs))
     ]
+    assert estimates[0] is not None
+    assert estimates[1] is not None
     return Comparison(
         benchmark=ours.benchmark,
         protocol=ours.protocol,
@@ -219,6 +219,8 @@ def _marks(ours: Saved, theirs: Saved) -> list[str]:
     marks = []
     if ours.protocol != theirs.protocol:
         marks.append(f"other protocol: {ours.protocol} here, {theirs.protocol} there")
+    if ours.num_samples != theirs.num_samples:
+        marks.append(f"other number of samples: {ours.num_samples} here, {theirs.num_samples} there")
     for key in _MARKED:
         values = [_without_seed(saved.settings.get(key)) for saved in (ours, theirs)]
         if values[0] != values[1]:
@@ -274,11 +276,11 @@ def _details(one: Comparison, num_shown: int) -> list[str]:
     if not one.difference.sign:
         lines.append(f"  {_too_small(one)}")
     if one.num_left_out:
-        lines.append(f"  {one.num_left_out} questions left out: not graded on one side")
+        lines.append(f"  left out, not graded on one side: {one.num_left_out}")
     lines += [f"  mind: {mark}" for mark in one.marks]
     for flips, what in ((one.gained, "better here"), (one.lost, "worse here")):
         shown = flips[: max(num_shown, 0)]
-        lines.append(f"  {len(flips)} questions {what}" + (":" if shown else ""))
+        lines.append(f"  {len(flips)} question{'s' * (len(flips) != 1)} {what}" + (":" if shown else ""))
         several = any(flip.ours not in (0, 1) or flip.theirs not in (0, 1) for flip in flips)
         for flip in shown:
             scores = f"{100 * flip.ours:.0f} % here, {100 * flip.theirs:.0f} % there; " if several else ""

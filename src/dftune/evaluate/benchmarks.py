@@ -83,6 +83,11 @@ class Benchmark:
         tolerances = {row.id: row.tolerance for row in self.rows if row.tolerance is not None}
         return fingerprint(parts, tolerances) if tolerances else fingerprint(parts)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are carried over to the completions, of any row taken."""
+        return tuple(dict.fromkeys(key for row in self.rows for key in row.extra))
+
     def first(self, num: int) -> Benchmark:
         """The same benchmark with the first ``num`` problems of its source."""
         return replace(self, rows=self.source[:num])

@@ -6,20 +6,24 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from dftune.evaluate.answers.budget import MAX_ANSWER_CHARS
 from dftune.evaluate.answers.expr import Expr, walk
 from dftune.evaluate.answers.judge import read
 from dftune.evaluate.answers.shapes import unlabelled
 from dftune.evaluate.loops import loop_kind
 
 Row = Mapping[str, Any]
-Category = Literal["correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "ungraded"]
+Category = Literal["correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "scored", "ungraded"]
 CATEGORIES: tuple[Category, ...] = (
-    *("correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "ungraded"),
+    *("correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "scored", "ungraded"),
 )
 """In the order in which they are shown."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _NUMBER = re.compile(r"\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\s*")
+_TAIL_CHARS = 20_000
+_MAX_BOXES = 50
+"""Boxes are looked for in this much of the end, and so many at most, as the extraction does."""
 _MARKED_RULES = {"box": "box", "tag": "tag"}
 _COLLECTIONS = frozenset({"seq", "group", "setop", "builder", "named", "matrix"})
 
@@ -35,7 +39,8 @@ def classify(row: Row) -> Finding:
     """Sort one completion. The first of these that holds is its category:
 
     1. ``correct``: by its verdict. Reason: ``finished`` or ``cut off``.
-    2. ``ungraded``: by its verdict. Reason: the grader's, up to its first colon.
+    2. ``ungraded``: by its verdict. Reason: the grader's, up to its first colon. ``scored`` (a number between 0 and 1,
+       of another program): by its verdict. Reason: what was measured.
     3. ``empty``: no visible character.
     4. ``repetition loop``: its end repeats itself (`dftune.evaluate.loops`). Reason: ``cut off`` or ``stopped``.
     5. ``truncated``: cut off at the token limit (``finish_reason`` is ``length``). Reason: ``answer in the box or
@@ -60,13 +65,17 @@ def classify(row: Row) -> Finding:
         return Finding("correct", "cut off" if is_cut else "finished")
     if row["verdict"] == "ungraded":
         return Finding("ungraded", str(row.get("reason") or "no reason given").split(":", 1)[0])
+    if row["verdict"] == "scored":
+        return Finding("scored", str(row.get("stage") or "score"))
     text = row.get("completion")
     if text is not None and not text.strip():
         return Finding("empty", "cut off" if is_cut else "stopped")
     if text is not None and loop_kind(text) is not None:
         return Finding("repetition loop", "cut off" if is_cut else "stopped")
     if is_cut:
-        committed = row.get("rule") in _MARKED_RULES and not _last_box_open(text or "")
+        committed = (
+            row.get("answer") is not None and row.get("rule") in _MARKED_RULES and not _last_box_open(text or "")
+        )
         return Finding("truncated", "answer in the box or tag" if committed else "no answer yet")
     failure = _format_failure(row, text or "")
     return Finding("format failure", failure) if failure else Finding("wrong", _wrong(row))
@@ -90,8 +99,9 @@ def _format_failure(row: Row, text: str) -> str | None:
 
 
 def _last_box_open(text: str) -> bool:
-    starts = list(_BOX.finditer(text[-20_000:]))
-    return bool(starts) and _inside(text[-20_000:], starts[-1].end()) is None
+    tail = text[-_TAIL_CHARS:]
+    starts = list(_BOX.finditer(tail))
+    return bool(starts) and _inside(tail, starts[-1].end()) is None
 
 
 def _inside(text: str, start: int) -> str | None:
@@ -106,8 +116,8 @@ def _inside(text: str, start: int) -> str | None:
 
 def _boxes_differ(text: str, answer: str) -> bool:
     """Some box holds what is not part of the answer: a list of boxes is one answer, and all of its parts are in it."""
-    tail = text[-20_000:]
-    boxes = [_inside(tail, found.end()) for found in _BOX.finditer(tail)]
+    tail = text[-_TAIL_CHARS:]
+    boxes = [_inside(tail, found.end()) for found in list(_BOX.finditer(tail))[-_MAX_BOXES:]]
     squeezed = re.sub(r"[\s$]", "", answer)
     return len(boxes) > 1 and any(box is not None and re.sub(r"[\s$]", "", box) not in squeezed for box in boxes)
 
@@ -132,6 +142,8 @@ def _kind(text: str) -> str | None:
     """``number``, ``expression``, ``collection``, ``relation`` or ``words``; None where it cannot be read."""
     if _NUMBER.fullmatch(text):
         return "number"
+    if len(text) > MAX_ANSWER_CHARS:
+        return None
     try:
         trees = read(text).trees
     except (ArithmeticError, LookupError, TypeError, ValueError):  # as in `compare_answers`

@@ -27,9 +27,11 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
 
 def _accuracy(diagnosis: Diagnosis) -> list[str]:
     num, completions = diagnosis.num_questions, diagnosis.num_completions
-    counts = f"{num:,} questions" if num == completions else f"{num:,} questions, {completions:,} completions"
     if diagnosis.accuracy is None or diagnosis.components is None:
         return [f"no accuracy: none of {completions:,} completions was graded"]
+    graded = diagnosis.accuracy.num_questions
+    counts = f"{num:,} questions" if graded == num else f"{graded:,} of {num:,} questions"
+    counts += "" if num == completions else f", {completions:,} completions"
     lines = [f"accuracy        {_interval(diagnosis.accuracy)}, {counts}"]
     error = f"standard error  {100 * diagnosis.accuracy.standard_error:.1f} points"
     if diagnosis.components.sampling is not None:

@@ -40,6 +40,9 @@ _FINAL = re.compile(r"final\s+answer", re.IGNORECASE)
 _DISPLAY = re.compile(r"\$\$.{0,2000}?\$\$|\\\[.{0,2000}?\\\]|\\begin\{(\w{1,20}\*?)\}.{0,2000}?\\end\{\1\}", re.DOTALL)
 _CHOICE = re.compile(r"\W{0,4}([A-J])\W{0,3}(?:$|[.,:;)]\s*\D|\s+(?:because|since|as|it|is|which|for|so)\b)")
 _CHOSEN = re.compile(r"\b(?i:choose|select|pick|option|choice|go\s+with)\s*:?\s*\(?([A-J])\)?(?=[\s.,]|$)")
+_RIGHT = re.compile(
+    r"(?:^|[\s,])(?:option\s+|choice\s+)?\(([A-J])\)\s+is\s+(?:the\s+)?(?:right|correct|best)\b", re.IGNORECASE
+)
 _AFFIRMED = re.compile(r"\W{0,3}(yes|no|true|false)\W{0,2}(?:$|[,.;:!](?:\s|$))", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<![A-Z]\.[A-Z])(?<=[^\s.])[.!?。](?=\s+[A-Z<*\\$]|\s*$)")
 _FILLER = re.compile(r"\s*I hope (?:it|this) is correct\.?\s*|\s*Hope (?:it|this) helps[.!]*\s*", re.IGNORECASE)
@@ -52,6 +55,9 @@ _MATH = re.compile(
     r"|\\\((?P<c>.{1,2000}?)\\\)|\\\[(?P<d>.{1,2000}?)\\\]",
     re.DOTALL,
 )
+_BOLD = re.compile(r"\*\*([^*\n]{0,200}[\d$\\][^*\n]{0,200}(?<!:))\*\*")
+_NOT_BUT = re.compile(r"not\b.{0,200}\bbut(?:\s+rather)?\s+", re.IGNORECASE)
+_CONTRAST = re.compile(r",\s+(?:and\s+)?not\s[^,]{1,100}$")
 _LIST_GLUE = re.compile(r"\s*(?:,|;|and|or|,\s*and|,\s*or)\s*", re.IGNORECASE)
 _NUMBER = re.compile(
     r"\d{1,3}:\d{1,3}(?:\s*[ap]\.?m\b\.?)?"
@@ -196,10 +202,16 @@ def _line(text: str, strict: bool) -> str | None:
         lines.pop()
     if not lines:
         return None
-    choice = _CHOICE.match(line) or _CHOSEN.search(line)
+    choice = _CHOICE.match(line) or _CHOSEN.search(line) or _RIGHT.search(line)
     if choice and choice.end() > 1:
         return choice.group(1)
+    bold = _BOLD.findall(line)
+    if bold and _prose_words(bold[-1]) <= 2:
+        return str(bold[-1]).strip()
     num_words = _prose_words(line)
+    formulas = list(_MATH.finditer(line))
+    if 0 < num_words <= 2 and formulas and not re.search(r"\d", _MATH.sub(" ", line)):  # Thus, $2^6 = 64$.
+        return _joined_formulas(line, formulas)
     if num_words <= 2 and len(line) < 10_000:
         return (_stated(line) if num_words and _COPULA.search(line) else None) or _undecorated(line)
     affirmed = _AFFIRMED.match(line)
@@ -249,6 +261,7 @@ def _prose_words(text: str) -> int:
 
 def _from_statement(line: str) -> str | None:
     """The answer in what follows a phrase."""
+    line = _NOT_BUT.sub("", line, count=1) if line[:3].lower() == "not" else _CONTRAST.sub("", line)
     choice = _CHOICE.match(line) or _AFFIRMED.match(line)
     if choice:
         return choice.group(1)

@@ -115,14 +115,12 @@ class Job:
         return cls(benchmark, plan, Results(folder, benchmark.name, plan.name), prompt_format, settings)
 
     def open(self, *, overwrite: bool) -> None:
-        """Begin, or take up what is there.
+        """Take up what is there; nothing is written yet.
 
         Raises:
             ValueError: what is there was made otherwise, or cannot be scored by a protocol.
         """
-        if overwrite:
-            self.results.delete()
-        self.results.open(self.settings, self.benchmark, self.prompt, self.graded)
+        self.results.open(self.settings, self.benchmark, self.prompt, self.graded, overwrite=overwrite)
         self._use_scores()
 
     def _use_scores(self) -> None:
@@ -226,7 +224,8 @@ class Job:
         )
 
     def finish(self, by: Sequence[str]) -> list[EvalSummary]:
-        """Put the completions in order and score them by every protocol."""
+        """Put the completions in order, score them by every protocol, and by those of the columns that there are."""
+        by = [column for column in by if column in self.benchmark.columns]
         self.results.finish([problem.id for problem in self.benchmark.source])
         ids = [problem.id for problem in self.benchmark.rows]
         return [

@@ -1,6 +1,6 @@
 """Whether a completion ends in a repetition loop: two tests of its tail, so the cost does not grow with its length.
 
-Thresholds were set on texts that are no loops: of 19,466 solutions (math500, minerva_math, olympiadbench, gsm8k train,
+Thresholds were set on texts that are no loops: of 11,993 solutions (math500, minerva_math, olympiadbench, gsm8k train,
 3,073 of NuminaMath and others) none comes near, see docs/evaluation.md.
 """
 

@@ -169,6 +169,27 @@ def accuracy_estimate(
     return Estimate(mean, low, high, math.sqrt(variance), num_questions, num_seeds)
 
 
+def estimate_scores(
+    scores: Iterable[float], num_completions: int, clusters: Sequence[Hashable] | None = None
+) -> Estimate | None:
+    """Mean score over questions of one model, with its interval; None without a score.
+
+    Where every question scores 0 or 1 (one sample, a vote) the interval is Wilson's; otherwise that of
+    `accuracy_estimate` for several samples.
+
+    Args:
+        scores: one a question, in [0, 1].
+        num_completions: graded completions behind them.
+        clusters: name of each question's cluster.
+    """
+    found = [(score,) for score in scores]  # one seed
+    if not found:
+        return None
+    decided = all(score in (0.0, 1.0) for (score,) in found)
+    num_completions = len(found) if decided else max(num_completions, len(found) + 1)
+    return accuracy_estimate(found, num_completions, clusters=clusters)
+
+
 def paired_difference(
     scores: Sequence[Sequence[float]],
     reference: Sequence[Sequence[float]],
@@ -185,7 +206,9 @@ def paired_difference(
     arXiv 2411.00640, section 4). Its variance has the two parts of `accuracy_estimate`; seeds that do not match
     give one part a side. Two pseudo-questions, one won by either side, are added for the interval: for one seed and
     one sample this is the interval of Bonett and Price (2012) for matched proportions, which keeps its coverage where
-    few questions differ and the plain one collapses to a point.
+    few questions differ and the plain one collapses to a point. With several samples they are won by the root mean
+    square of the differences that are not zero (which is 1 with one sample): by 1, they would outweigh the 30
+    questions of an AIME asked 16 times, and the interval would cover always and find nothing.
 
     The test flips the sign of the difference of whole questions. It asks whether *these* models differ on new
     questions, and knows nothing of seeds; ``Difference.sign`` therefore wants interval and test to agree.
@@ -215,9 +238,11 @@ def paired_difference(
     if seeds_match:
         theirs = [list(row) * num_seeds if num_reference_seeds == 1 else row for row in reference]
         rows = matched_differences(scores, theirs)
-        parts = _variance_parts([*rows, [1.0] * num_seeds, [-1.0] * num_seeds], pooled, names)
+        won = _typical_size(value for row in rows for value in row)
+        parts = _variance_parts([*rows, [won] * num_seeds, [-won] * num_seeds], pooled, names)
     else:
-        questions = [[value] for value in [*by_question, 1.0, -1.0]]
+        won = _typical_size(by_question)
+        questions = [[value] for value in [*by_question, won, -won]]
         sides = [part for side in (scores, reference) for part in _variance_parts(side, pooled)[1:]]
         if pooled is not None and sides:  # both sides lean on the same variance: one part, not two
             sides = [(sum(part for part, _ in sides), min(degrees for _, degrees in sides))]
@@ -234,13 +259,20 @@ def paired_difference(
         num_questions=num_questions,
         num_seeds=num_seeds,
         p_value=sign_flip_p_value(by_question if clusters is None else _cluster_sums(by_question, clusters)),
-        detectable=detectable_difference(standard_error, degrees),
+        # The pseudo-questions shrink the estimate that has to clear the noise, so the truth must be larger for it.
+        detectable=detectable_difference(standard_error, degrees) * (num_questions + 2) / num_questions,
     )
 
 
 def matched_differences(scores: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> list[list[float]]:
     """``scores - reference``, question by question and seed by seed."""
     return [[a - b for a, b in zip(ours, theirs, strict=True)] for ours, theirs in zip(scores, reference, strict=True)]
+
+
+def _typical_size(differences: Iterable[float]) -> float:
+    """Root mean square of those that are not zero; 1 without any, the size of a question won."""
+    squares = [value * value for value in differences if abs(value) > 1e-12]
+    return math.sqrt(math.fsum(squares) / len(squares)) if squares else 1.0
 
 
 def sign_flip_p_value(differences: Sequence[float], num_flips: int = 9999, seed: int = 0) -> float:
@@ -259,7 +291,9 @@ def sign_flip_p_value(differences: Sequence[float], num_flips: int = 9999, seed:
     # The flips of the m differences of size v add up to v (2 B - m) with B binomial: one draw a size, not a question.
     sizes, counts = np.unique(np.abs(np.asarray(differences, dtype=np.float64)).round(12), return_counts=True)
     generator = np.random.default_rng(seed)
-    sums = (2 * generator.binomial(counts, 0.5, size=(num_flips, len(sizes))) - counts) @ sizes
+    sums = np.zeros(num_flips)
+    for size, count in zip(sizes, counts, strict=True):
+        sums += size * (2 * generator.binomial(count, 0.5, num_flips) - count)
     observed = abs(math.fsum(differences)) - 1e-9  # equal sums must count as equal whatever their rounding
     return (1 + int((np.abs(sums) >= observed).sum())) / (1 + num_flips)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from math import sqrt
 from statistics import NormalDist
 
@@ -59,6 +60,7 @@ def satterthwaite_degrees(parts: Sequence[tuple[float, float]]) -> float:
     return total**2 / sum(part**2 / degrees for part, degrees in parts)
 
 
+@lru_cache(maxsize=4096)
 def student_t_quantile(probability: float, degrees: float) -> float:
     """The value that a Student t variable with ``degrees`` (fractions allowed) stays below with ``probability``.
 

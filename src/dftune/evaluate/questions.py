@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dftune.evaluate.metrics import Estimate, accuracy_estimate, variance_of_mean
+from dftune.evaluate.metrics import Estimate, estimate_scores, variance_of_mean
+from dftune.evaluate.protocols import score_of
 
 Row = Mapping[str, Any]
 COUNTS = ("graded", "correct", "finished", "finished_correct", "cut", "settled")
@@ -74,7 +75,9 @@ class QuestionTally:
 
     def __init__(self, columns: Sequence[str] = ()) -> None:
         self._index: dict[str, int] = {}
-        self.counts = {name: array("I") for name in COUNTS}
+        self.counts: dict[str, Any] = {
+            name: array("d" if name.endswith("correct") else "I") for name in COUNTS
+        }  # scores are fractions
         self.columns: dict[str, list[Any]] = {name: [] for name in (*columns, "cluster")}
         self.num_rows = 0
 
@@ -97,9 +100,9 @@ class QuestionTally:
     def add(self, row: Row) -> None:
         """Count one completion.
 
-        ``graded``: it has a verdict of correct or incorrect. ``correct``: that is correct. ``finished`` and
-        ``finished_correct``: the same of those that were not cut off (``finish_reason`` is not ``length``). ``cut``:
-        cut off and not correct, so that it could have become correct. ``settled``: graded or cut.
+        ``graded``: it has a verdict other than ungraded. ``correct``: its score, 1 where that is correct.
+        ``finished`` and ``finished_correct``: the same of those that were not cut off (``finish_reason`` is not
+        ``length``). ``cut``: cut off and not correct, so that it could have become correct. ``settled``: graded or cut.
 
         Args:
             row: with ``verdict``; ``id`` (without one the row is a question of its own), ``finish_reason``,
@@ -109,7 +112,7 @@ class QuestionTally:
             ValueError: there is no verdict.
         """
         verdict = row.get("verdict")
-        if verdict not in ("correct", "incorrect", "ungraded"):
+        if verdict not in ("correct", "incorrect", "scored", "ungraded"):
             raise ValueError(
                 f"row {self.num_rows + 1} has verdict {verdict!r}; expected correct, incorrect or ungraded. "
                 "`dftune grade` adds verdicts."
@@ -123,11 +126,12 @@ class QuestionTally:
             for numbers in self.counts.values():
                 numbers.append(0)
         graded, correct = verdict != "ungraded", verdict == "correct"
+        score = score_of(row) or 0.0
         is_cut = row.get("finish_reason") == "length"
         self.counts["graded"][place] += graded
-        self.counts["correct"][place] += correct
+        self.counts["correct"][place] += score
         self.counts["finished"][place] += graded and not is_cut
-        self.counts["finished_correct"][place] += correct and not is_cut
+        self.counts["finished_correct"][place] += 0.0 if is_cut else score
         self.counts["cut"][place] += is_cut and not correct
         self.counts["settled"][place] += graded or is_cut
 
@@ -143,6 +147,10 @@ class QuestionTally:
             return None
         return [f"\0{place}" if names[place] is None else str(names[place]) for place in places]
 
+    def clusters_of(self, names: Iterable[str]) -> list[str] | None:
+        """The same for questions by id."""
+        return self.clusters(self._index[name] for name in names)
+
     def estimate(
         self, right: str = "correct", out_of: str = "graded", places: Sequence[int] | None = None
     ) -> Estimate | None:
@@ -157,12 +165,8 @@ class QuestionTally:
         if not kept:
             return None
         right_counts, totals = self.counts[right], self.counts[out_of]
-        shared: dict[tuple[int, int], tuple[float]] = {}  # a million questions have few distinct shares
-        scores = [
-            shared.setdefault((right_counts[q], totals[q]), (right_counts[q] / totals[q],))  # one seed
-            for q in kept
-        ]
-        return accuracy_estimate(scores, sum(totals[q] for q in kept), clusters=self.clusters(kept))
+        scores = (right_counts[q] / totals[q] for q in kept)
+        return estimate_scores(scores, sum(totals[q] for q in kept), self.clusters(kept))
 
     def components(self) -> Components | None:
         """Where the variance of the accuracy comes from; None where nothing was graded."""

@@ -40,11 +40,7 @@ class Results:
         self.settings_path = folder / f"{benchmark}.{sampling}.json"
         self.settings: dict[str, Any] = {}
         self.rows: dict[tuple[str, int], Row] = {}
-
-    def delete(self) -> None:
-        """Remove what is there, completions first: without their settings they would be refused."""
-        self.path.unlink(missing_ok=True)
-        self.settings_path.unlink(missing_ok=True)
+        self._stale = False  # what is on disk is not what is in ``rows``
 
     def open(
         self,
@@ -52,8 +48,10 @@ class Results:
         benchmark: Benchmark,
         render: Callable[[Problem], str],
         regrade: Callable[[Row], Row],
+        *,
+        overwrite: bool = False,
     ) -> None:
-        """Begin, or take up what is there, whatever its number of problems and samples.
+        """Take up what is there, whatever its number of problems and samples. Nothing is written before `begin`.
 
         A file only grows: asked for fewer problems or samples than it holds, it stays as it is. Completions are graded
         again where the grader has another version or the benchmark another answer; that needs no model.
@@ -63,13 +61,16 @@ class Results:
             benchmark: the problems asked for, and the source that they are the beginning of.
             render: turns a problem into the prompt.
             regrade: gives a row its verdict.
+            overwrite: pay no heed to what is there.
 
         Raises:
             ValueError: the files there were made with other settings, for other problems or prompts, or would become
                 uneven; the message says what differs.
         """
-        before = read_json(self.settings_path) if self.settings_path.is_file() else None
-        if before is None and self.path.is_file():
+        there = self.path.is_file() and not overwrite  # settings alone have made no completion yet
+        before = read_json(self.settings_path) if there and self.settings_path.is_file() else None
+        self._stale = overwrite
+        if there and before is None:
             raise ValueError(
                 f"{self.path} is there without {self.settings_path.name}, so how it was made is not known. "
                 "Move it away, or replace it with --overwrite."
@@ -78,9 +79,17 @@ class Results:
             check_same(self.path, before, {**_of(benchmark), **settings})
         self.settings = self._grown(before, settings, benchmark)
         if before is not None:
-            rows = read_jsonl(self.path, partial_last_line=True) if self.path.is_file() else []
+            rows = read_jsonl(self.path, partial_last_line=True)
             self._take_up(rows, benchmark, render, regrade, stale=before["grader"] != settings["grader"])
         self.settings["seconds"] = before["seconds"] if before else 0.0
+
+    def begin(self) -> None:
+        """Write what `open` decided, completions first where they are thrown away: they must not be left alone."""
+        if self._stale and not self.rows:
+            self.path.unlink(missing_ok=True)
+        elif self._stale:
+            write_jsonl(self.path, self.rows.values())
+        self._stale = False
         self._save_settings()
 
     def _grown(
@@ -124,8 +133,7 @@ class Results:
             problem = problems[row["id"]]
             changed = (row["target"], row.get("tolerance")) != (problem.target, problem.tolerance)
             current.append(regrade({**row, **reference(problem)}) if stale or changed else row)
-        if current != list(rows):
-            write_jsonl(self.path, current)
+        self._stale = current != list(rows)
         self._remember(current)
 
     def _check_rows(self, rows: Sequence[Row], problems: Mapping[str, Problem], prompts: Mapping[str, str]) -> None:
@@ -158,9 +166,9 @@ class Results:
         self._remember(rows)
 
     def replace(self, rows: Sequence[Row]) -> None:
-        """Put other versions of completions in the place of those that are there."""
+        """Put other versions of completions in the place of those that are there; `begin` writes them."""
         self._remember(rows)
-        write_jsonl(self.path, self.rows.values())
+        self._stale = True
 
     def _remember(self, rows: Iterable[Row]) -> None:
         self.rows.update({(row["id"], row["sample"]): row for row in rows})

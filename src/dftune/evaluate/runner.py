@@ -72,6 +72,7 @@ def evaluate(
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     loaded = _load_all(benchmarks, config.data_dir)
+    _check_columns(config.by, loaded)
     ranking = _read_scores(scores, loaded, any(isinstance(one, BestScored) for s in samplings for one in s.protocols))
     files = find_files(model_path)
     tokenizer = load_tokenizer(files.folder)
@@ -99,6 +100,8 @@ def evaluate(
     for job in jobs:  # all of them before any work, so that a conflict does not appear after an hour
         job.scores = ranking
         job.open(overwrite=overwrite)
+    for job in jobs:
+        job.results.begin()
     model = {"path": model_path, "fingerprint": identity}
     begin_output(output, model, files.folder, tokenizer, device, prompt_format=_named(prompt_format))
 
@@ -176,6 +179,16 @@ def _load_all(specs: Sequence[str], data_dir: Path | None) -> list[Benchmark]:
                 "to one file. Rename one, or evaluate them into different --output folders."
             )
     return loaded
+
+
+def _check_columns(columns: Sequence[str], benchmarks: Sequence[Benchmark]) -> None:
+    """Every column to break scores down by must be one of at least one benchmark."""
+    known = list(dict.fromkeys(column for benchmark in benchmarks for column in benchmark.columns))
+    for column in columns:
+        if column not in known:
+            raise ValueError(
+                f"--by {column}: none of the benchmarks has that column; there are {', '.join(known) or 'none'}."
+            )
 
 
 def _check_golds(benchmark: Benchmark, say: Say) -> list[dict[str, str]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dftune.evaluate.locate import locate, plan
+from dftune.evaluate.protocols import Protocol, stored_protocols
 from dftune.evaluate.questions import QuestionTally
 from dftune.files import read_json, read_jsonl
 
@@ -20,12 +21,16 @@ class Saved:
     """One stored evaluation.
 
     Attributes:
-        path: the completions, ``BENCHMARK.PROTOCOL.jsonl``.
-        settings: ``BENCHMARK.PROTOCOL.json``, how they were made.
+        path: the completions, ``BENCHMARK.SAMPLING.jsonl``.
+        settings: ``BENCHMARK.SAMPLING.json``, how they were made.
+        view: the protocol that it is seen under; None for the whole file.
+        whole: of a view, the whole file, which is read once for all of them.
     """
 
     path: Path
     settings: Row
+    view: Protocol | None = None
+    whole: Saved | None = None
 
     @property
     def benchmark(self) -> str:
@@ -33,9 +38,18 @@ class Saved:
         return str(self.settings["benchmark"])
 
     @property
-    def protocol(self) -> str:
-        """As in the name of the file."""
+    def sampling(self) -> str:
+        """Name of the file of completions: ``greedy``, ``sample`` or another."""
         return self.path.stem.removeprefix(f"{self.benchmark}.")
+
+    @property
+    def protocol(self) -> str:
+        """Such as ``greedy`` or ``maj@16``; of the whole file, what it is called."""
+        return self.sampling if self.view is None else self.view.name
+
+    def views(self) -> list[Saved]:
+        """The file under every protocol that it was made for."""
+        return [replace(self, view=protocol, whole=self) for protocol in stored_protocols(self.settings)]
 
     @property
     def label(self) -> str:
@@ -48,8 +62,20 @@ class Saved:
     @cached_property
     def rows(self) -> list[Row]:
         """Completions; of one that stands twice the later line counts."""
+        if self.whole is not None and self.view is not None:
+            return self.view.used(self.whole.rows)
         found = read_jsonl(self.path, partial_last_line=True)
         return list({(str(row["id"]), row.get("sample", 0)): row for row in found}.values())
+
+    @cached_property
+    def scores(self) -> Mapping[str, float]:
+        """Score by question id; a question without one (nothing graded, say) is left out."""
+        return self.tally.shares() if self.view is None else self.view.scores(self.rows)
+
+    @property
+    def averages(self) -> bool:
+        """The score of a question is the mean over its graded completions."""
+        return self.view is None or self.view.averages
 
     @cached_property
     def tally(self) -> QuestionTally:
@@ -57,9 +83,15 @@ class Saved:
         return QuestionTally.of(self.rows)
 
     @property
+    def num_samples(self) -> int:
+        """Completions a problem that the protocol looks at."""
+        there = int(self.settings["num_samples"])
+        return there if self.view is None else self.view.num_used(there)
+
+    @property
     def num_expected(self) -> int:
-        """Completions of a complete file."""
-        return int(self.settings["num_problems"]) * int(self.settings["num_samples"])
+        """Completions when it is complete."""
+        return int(self.settings["num_problems"]) * self.num_samples
 
 
 def find_saved(where: str, *, step: int | None = None, output: Path | None = None) -> list[Saved]:

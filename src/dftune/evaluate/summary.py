@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dftune.evaluate.metrics import Estimate, accuracy_estimate
+from dftune.evaluate.metrics import Estimate, estimate_scores
 from dftune.evaluate.protocols import Protocol
+from dftune.evaluate.questions import QuestionTally
 from dftune.evaluate.results import Results
 
 Row = Mapping[str, Any]
@@ -99,7 +100,7 @@ def summarize(
     wanted = set(ids)
     rows = protocol.used(row for row in results.rows.values() if row["id"] in wanted)
     scores = protocol.scores(rows)
-    estimate = estimate_scores(scores.values(), sum(row["verdict"] != "ungraded" for row in rows))
+    estimate = _estimate(scores, rows)
     return EvalSummary(
         benchmark=results.settings["benchmark"],
         protocol=protocol.name,
@@ -119,20 +120,9 @@ def summarize(
     )
 
 
-def estimate_scores(scores: Iterable[float], num_completions: int) -> Estimate | None:
-    """Mean score with its interval; None without a score.
-
-    Args:
-        scores: one a problem, in [0, 1].
-        num_completions: graded completions behind them.
-    """
-    found = list(scores)
-    if not found:
-        return None
-    decided = all(score in (0.0, 1.0) for score in found)
-    return accuracy_estimate(
-        [[score] for score in found], len(found) if decided else max(num_completions, len(found) + 1)
-    )
+def _estimate(scores: Mapping[str, float], rows: Sequence[Row]) -> Estimate | None:
+    num_graded = sum(row["verdict"] != "ungraded" for row in rows)
+    return estimate_scores(scores.values(), num_graded, QuestionTally.of(rows).clusters_of(scores))
 
 
 def break_down(rows: Iterable[Row], protocol: Protocol, column: str) -> list[Part]:
@@ -157,7 +147,7 @@ def break_down(rows: Iterable[Row], protocol: Protocol, column: str) -> list[Par
     for value in sorted(by_value, key=_natural):
         members = by_value[value]
         scores = protocol.scores(members)
-        estimate = estimate_scores(scores.values(), sum(row["verdict"] != "ungraded" for row in members))
+        estimate = _estimate(scores, members)
         ends = (estimate.mean, estimate.low, estimate.high) if estimate else (None, 0.0, 1.0)
         parts.append(Part(column, value, len(scores), *ends))
     return parts

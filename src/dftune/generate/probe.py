@@ -275,7 +275,8 @@ class Probe:
                 reply = await self.endpoint.ask(self.path, fields)
                 choices = choices_of(reply, num_samples)
             except RequestError as fault:
-                if fault.kind in ("fatal", "refused") or attempt == max_retries:
+                hung = fault.kind == "busy" and fault.status is None
+                if fault.kind in ("fatal", "refused") or hung or attempt == max_retries:
                     raise
                 await asyncio.sleep(fault.retry_after_s or self.endpoint.backoff.seconds(attempt))
                 continue

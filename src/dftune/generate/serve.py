@@ -21,6 +21,7 @@ _VLLM = Path(".venv-serve") / "bin" / "vllm"
 _SECONDS_TO_STOP = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.2
 _TAIL_LINES = 25
+_OF_THIS_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ class Server:
         log: file that holds what it prints.
     """
 
-    def __init__(self, command: Sequence[str], host: str, port: int, log: Path) -> None:
-        """Start it.
+    def __init__(self, command: Sequence[str], host: str, port: int, log: Path, *, without: Sequence[str] = ()) -> None:
+        """Start it; ``without`` names variables that it does not inherit.
 
         Raises:
             ValueError: the command cannot be run.
@@ -121,6 +122,7 @@ class Server:
         self._root = f"http://{shown}:{port}"
         self.url, self.log = f"{self._root}/v1", log
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment = {name: value for name, value in environment.items() if name not in without}
         with log.open("ab") as output:
             try:
                 self.process = subprocess.Popen(
@@ -215,7 +217,8 @@ def serving(
     port = free_port(host, port)
     command = server_command(str(model), host, port, vllm=vllm, sizes=sizes, device=device, more=more)
     with tempfile.TemporaryDirectory(prefix="dftune-serve-") as folder:
-        server = Server(command, host, port, log or Path(folder) / "server.log")
+        without = () if vllm is None else _OF_THIS_ENVIRONMENT
+        server = Server(command, host, port, log or Path(folder) / "server.log", without=without)
         try:
             if on_start is not None:
                 on_start(server)

@@ -196,9 +196,9 @@ class Session:
             stop=(*self.sampling.stop, *(self.end_texts if facts.end_tokens == "text" else ())),
         )
         choices = choices_of(await endpoint.ask(self.path, fields), num_samples)
-        cuts = (*self.sampling.stop, *self.end_texts)
+        cuts, stops = (*self.sampling.stop, *self.end_texts), facts.stop != "ignored"
         return [
-            completion_of(choice, request, max_tokens=limit, stop=cuts, count=self.engine.count)
+            completion_of(choice, request, max_tokens=limit, stop=cuts, count=self.engine.count, stops=stops)
             for choice, request in zip(choices, requests, strict=False)
         ]
 

@@ -106,6 +106,8 @@ def body(
         fields["n"] = num_samples
     if sampling.temperature > 0:
         fields["seed"] = seed
+    if facts.software == "transformers":  # it looks for them across the border of prompt and completion
+        stop = [string for string in stop if not _begins_at_the_end(string, request.text)]
     if stop:
         fields["stop"] = list(stop)[:_MOST_STOPS]
     if facts.logprobs:
@@ -121,6 +123,10 @@ def body(
     elif sampling.top_k is not None and sampling.temperature > 0:
         fields["top_k"] = sampling.top_k  # no field of OpenAI's; the probe has seen that it is heeded
     return fields
+
+
+def _begins_at_the_end(string: str, text: str) -> bool:
+    return any(text.endswith(string[:length]) for length in range(1, len(string)))
 
 
 @dataclass(frozen=True)
@@ -191,6 +197,7 @@ def completion_of(
     max_tokens: int,
     stop: Sequence[str],
     count: Callable[[str], int],
+    stops: bool = True,
 ) -> Completion:
     """A completion as every engine gives it: cut before the first stop string, whatever the server did about it.
 
@@ -200,6 +207,7 @@ def completion_of(
         max_tokens: what was asked for; decides the finish reason where the server gives none.
         stop: strings to cut at: the stop strings, and the end tokens as text.
         count: number of tokens of a text, for servers that do not say.
+        stops: whether the server may have ended at a stop string itself.
     """
     text, reason, num_tokens, logps = choice.text, choice.finish_reason, choice.num_tokens, choice.logps
     found = [(at, string) for string in stop if (at := text.find(string)) >= 0]
@@ -210,7 +218,7 @@ def completion_of(
         at, string = min(found)
         stop_string = string
         end = at + max(len(other) for where, other in found if where == at)
-        if end < len(text):  # the server wrote on: these tokens were never asked for
+        if end < len(text) or not stops:  # the server wrote on: these tokens were never asked for
             num_tokens, logps = count(text[: at + len(string)]), None
         text, reason = text[:at], "stop"
     reason = reason or ("length" if num_tokens >= max_tokens else "stop")

@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 10;
   const MOST_PAIRS = 4;
-  const OUTCOMES = ["correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "ungraded"];
+  const OUTCOMES = ["correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "scored", "ungraded"];
   const NOT_CORRECT = "not correct";
   const list = document.getElementById("questions");
   const controls = document.getElementById("controls");

@@ -13,10 +13,12 @@ import yaml
 
 from dftune.evaluate.diagnose import DIAGNOSIS_SUFFIX
 from dftune.evaluate.protocols import GREEDY, SAMPLE, Mean, Protocol, stored_protocols
+from dftune.evaluate.questions import QuestionTally
 from dftune.files import read_json, read_jsonl
 
 Row = Mapping[str, Any]
 
+_VERDICTS = ("correct", "incorrect", "scored", "ungraded")
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -87,6 +89,11 @@ class Evaluation:
     def scores(self) -> dict[str, float]:
         """Score by problem id under the protocol; a problem without one (nothing graded, say) is left out."""
         return (self.view or Mean("mean", self.num_samples)).scores(self.completions)
+
+    @cached_property
+    def tally(self) -> QuestionTally:
+        """Completions by question."""
+        return QuestionTally.of(self.completions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,10 +273,12 @@ def _read_evaluation(step: int, path: Path) -> Evaluation:
     completions = path.with_suffix(".jsonl")
     rows = read_jsonl(completions, partial_last_line=True) if completions.is_file() else []
     for number, row in enumerate(rows, 1):
-        if "id" not in row or row.get("verdict") not in ("correct", "incorrect", "ungraded"):
+        unscored = row.get("verdict") == "scored" and not isinstance(row.get("score"), int | float)
+        if "id" not in row or row.get("verdict") not in _VERDICTS or unscored:
             raise ValueError(
-                f"{completions}, row {number}: every completion needs an id and a verdict of correct, incorrect or "
-                f"ungraded; found id {row.get('id')!r}, verdict {row.get('verdict')!r}. `dftune grade` adds verdicts."
+                f"{completions}, row {number}: every completion needs an id and a verdict of correct, incorrect, "
+                f"ungraded or scored with a score; found id {row.get('id')!r}, verdict {row.get('verdict')!r}, score "
+                f"{row.get('score')!r}. `dftune grade` adds verdicts."
             )
     unique = {(str(row["id"]), row.get("sample", 0)): row for row in rows}
     return Evaluation(step, settings, tuple(unique.values()), num_repeated=len(rows) - len(unique))

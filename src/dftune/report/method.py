@@ -15,6 +15,7 @@ from dftune.report.load import Run, inner
 from dftune.report.tables import ResultTable
 from dftune.report.wording import count, duration, one_line, percent, plural, size, visible
 
+_RATES = ("win_rate", "standard_error", "length_controlled_winrate", "lc_standard_error")
 _PACKAGES = ("python", "torch", "transformers", "datasets", "safetensors", "numpy")
 
 
@@ -194,11 +195,25 @@ def _evaluation(settings: Mapping[str, Any]) -> str:
         plural(int(settings["num_problems"]), "question"),
         plural(int(settings["num_samples"]), "sample"),
         shown,
+        *_task(settings),
         f"grader {settings['grader']}" if settings.get("grader") else "",
         f"engine {settings['engine']}" if settings.get("engine") else "",
         _short(settings.get("benchmark_fingerprint")),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _task(settings: Mapping[str, Any]) -> Iterable[str]:
+    """What was asked of lm_eval, and AlpacaEval's own rates."""
+    task, judge = settings.get("task"), settings.get("judge")
+    if isinstance(task, Mapping):
+        shots = sorted(set((settings.get("num_fewshot") or {}).values()))
+        yield f"task {task.get('name')}"
+        yield f"{' to '.join(dict.fromkeys(map(str, (shots[0], shots[-1]))))} examples" if shots else ""
+        yield f"metric {settings.get('metric')}"
+        yield "chat template" if task.get("chat_template") else ""
+    if isinstance(judge, Mapping):
+        yield from (f"{key.replace('_', ' ')} {judge[key]:.2f}" for key in _RATES if key in judge)
 
 
 def _short(fingerprint: Any) -> str:

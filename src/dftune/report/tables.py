@@ -13,11 +13,13 @@ from dftune.evaluate.metrics import (
     Estimate,
     Spread,
     accuracy_estimate,
+    estimate_scores,
     matched_differences,
     paired_difference,
     pool_spreads,
     seed_spread,
 )
+from dftune.evaluate.protocols import score_of
 from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
 from dftune.report.groups import group_runs, name_of_reference, reference_of
 from dftune.report.load import Evaluation, Run
@@ -88,6 +90,11 @@ class Cell:
     def num_ungraded(self) -> int:
         """Completions without a verdict, which the accuracy leaves out."""
         return self.outcomes["ungraded"]
+
+    @property
+    def total_score(self) -> float:
+        """Sum of the scores; the number of correct completions where each is right or wrong."""
+        return sum(score_of(row) or 0.0 for evaluation in self.evaluations for row in evaluation.completions)
 
     @property
     def num_truncated(self) -> int:
@@ -214,7 +221,7 @@ def _spreads(rows: Sequence[Condition], pairs: Sequence[Pair], cells: Mapping[st
     by_reference: dict[str, list[Spread | None]] = {}
     for row, reference in pairs:
         ours, theirs = cells[row.label], cells[reference.label]
-        scores, others = _matrices(ours.evaluations, theirs.evaluations)
+        scores, others, _ = _matrices(ours.evaluations, theirs.evaluations)
         if row.kind == "trained" and scores and _seeds(ours) == _seeds(theirs):
             spread = seed_spread(matched_differences(scores, others))
             by_reference.setdefault(reference.label, []).append(spread)
@@ -229,11 +236,15 @@ def _seeds(cell: Cell) -> list[int | None]:
 
 
 def _score(cell: Cell, spreads: SeedSpreads) -> Cell:
-    scores, _ = _matrices(cell.evaluations, ())
+    scores, _, clusters = _matrices(cell.evaluations, ())
     if not scores:
         return cell
     num_graded = cell.num_completions - cell.num_ungraded
-    estimate = accuracy_estimate(scores, num_graded, pooled=spreads.conditions)
+    estimate = (
+        estimate_scores((score for (score,) in scores), num_graded, clusters)
+        if len(cell.scored) == 1
+        else accuracy_estimate(scores, num_graded, pooled=spreads.conditions, clusters=clusters)
+    )
     return replace(cell, estimate=estimate, gain=_gain(cell.scored, spreads))
 
 
@@ -247,26 +258,33 @@ def _gain(scored: Sequence[Scored], spreads: SeedSpreads) -> Difference | None:
         return None
     if len({base.settings.get("model_fingerprint") for base in bases}) == 1:
         bases = bases[:1]
-    scores, reference = _matrices([one.evaluation for one in scored], bases)
+    scores, reference, clusters = _matrices([one.evaluation for one in scored], bases)
     # Against one fixed model seeds vary as the condition's do; against several nothing is known of them together.
     pooled = spreads.conditions if len(bases) == 1 else None
-    return paired_difference(scores, reference, seeds_match=True, pooled=pooled) if scores else None
+    if not scores:
+        return None
+    return paired_difference(scores, reference, seeds_match=True, pooled=pooled, clusters=clusters)
 
 
 def _versus(cell: Cell, other: Cell, name: str, spreads: SeedSpreads) -> Cell:
-    scores, reference = _matrices(cell.evaluations, other.evaluations)
+    scores, reference, clusters = _matrices(cell.evaluations, other.evaluations)
     if not scores or not cell.evaluations or not other.evaluations:
         return cell
     match = _seeds(cell) == _seeds(other)
     pooled = spreads.differences if match else spreads.conditions
-    return replace(cell, versus=paired_difference(scores, reference, seeds_match=match, pooled=pooled), reference=name)
+    versus = paired_difference(scores, reference, seeds_match=match, pooled=pooled, clusters=clusters)
+    return replace(cell, versus=versus, reference=name)
 
 
-def _matrices(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> tuple[Matrix, Matrix]:
-    """Scores of both sides on the questions that every one of them graded: a row a question, a column an evaluation."""
+def _matrices(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> tuple[Matrix, Matrix, Sequence[str] | None]:
+    """Scores of both sides on the questions that every one of them graded: a row a question, a column an evaluation.
+
+    Beside them the cluster of each question, None where the benchmark names none.
+    """
     graded = [set(evaluation.scores) for evaluation in (*ours, *theirs)]
     shared = sorted(set.intersection(*graded)) if graded else []
     return (
         [[evaluation.scores[name] for evaluation in ours] for name in shared],
         [[evaluation.scores[name] for evaluation in theirs] for name in shared],
+        ours[0].tally.clusters_of(shared) if ours and shared else None,
     )

@@ -21,7 +21,11 @@ MANY_GAINS = 6
 
 Details = tuple[tuple[str, str], ...]
 
-_PROTOCOLS = {"greedy": ("greedy", "with greedy decoding"), "sample": ("sampled", "when sampled")}
+_PROTOCOLS = {
+    "greedy": ("greedy", "with greedy decoding"),
+    "sample": ("sampled", "when sampled"),
+    "lm_eval": ("by lm_eval", "by lm_eval"),
+}
 """How a protocol is called at the first number of a sentence, and at further ones."""
 
 
@@ -242,7 +246,7 @@ def _formats(table: ResultTable) -> Iterator[str]:
 def _settings_differ(table: ResultTable) -> Iterator[str]:
     for column in table.columns:
         evaluations = [one for row in table.conditions for one in table.cell(row, column).evaluations]
-        for key in ("sampling", "num_samples", "grader", "engine"):
+        for key in ("sampling", "num_samples", "grader", "engine", "task"):
             values = sorted({_setting(one, key) for one in evaluations})
             if len(values) > 1:
                 yield f"Scores on {table.name(column)} differ in {key}: {'; '.join(values)}."
@@ -291,7 +295,7 @@ def _ungraded(table: ResultTable) -> Iterator[str]:
             if not all(one.averages for one in cell.evaluations):
                 yield f"{label} on {benchmark}: {plural(cell.num_ungraded, 'completion')} could not be graded."
                 continue
-            total, right = cell.num_completions, cell.outcomes["correct"]
+            total, right = cell.num_completions, cell.total_score
             low, high = percent(right / total), percent((right + cell.num_ungraded) / total)
             yield (
                 f"{label} on {benchmark}: {count(cell.num_ungraded)} of {count(total)} completions could not be "

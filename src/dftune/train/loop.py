@@ -116,7 +116,7 @@ def train(
 
 
 def precompute_reference(recipe: Recipe, data: PreparedDataset, *, say: Say = print) -> StoredLogps:
-    """The reference log-probabilities that training the recipe needs: computed and kept beside the data, or found there.
+    """The reference log-probabilities that training the recipe needs: computed, or found beside the data.
 
     `train` on the same recipe then finds them by itself.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 
 from dftune.evaluate.answers import vocabulary as words
 from dftune.evaluate.answers.brackets import CLOSING, Brackets
 from dftune.evaluate.answers.budget import UnreadableError
-from dftune.evaluate.answers.expr import Expr, add, divide, node, num, power, sym
+from dftune.evaluate.answers.expr import Expr, add, divide, node, num, power, rebuild, rename, sym, walk
 from dftune.evaluate.answers.lexer import Token, tokenize
 from dftune.evaluate.answers.literals import parse_number
 
+_NUMBER_FIRST = re.compile(r"(\d+)\+([A-Za-z]+)")
+_INVERSE = ["^", "{", "-", "1", "}", "("]
 _FUNCTION_LETTERS = words.names("f g h F G H phi Phi psi Psi")
 
 
@@ -74,12 +77,8 @@ class Atoms(Brackets):
         value = parse_number(text)
         token = self.peek()
         if token.kind == "sub":
-            base = token.text.lower().removeprefix("base")
-            base = {"two": "2", "three": "3", "five": "5", "eight": "8", "ten": "10"}.get(base, base)
             self.position += 1
-            if not base.isdigit() or len(base) > 2:
-                raise UnreadableError("number with a subscript that is not a base")
-            return node("base", num(int(base)), name=text.lstrip("0") or "0")
+            return in_base(text, token.text)
         if value.op != "num" or value.digits or value.value is None:
             return value
         return self.mixed(value)
@@ -107,6 +106,9 @@ class Atoms(Brackets):
     def variable(self, name: str) -> Expr:
         """A variable with its subscripts and primes, or the application of a function."""
         result = sym(name)
+        if name in _FUNCTION_LETTERS and [self.peek(ahead).text for ahead in range(6)] == _INVERSE:
+            self.position += 5
+            result = sym(name + "^{-1}")
         while self.peek().kind == "sub" or (self.peek().kind == "op" and self.peek().text == "'"):
             result = (
                 self.subscripted(result) if self.peek().kind == "sub" else self.primed(result, len(self.next().text))
@@ -139,10 +141,14 @@ class Atoms(Brackets):
     def subscripted(self, left: Expr) -> Expr:
         """The variable with the subscript that comes next."""
         raw = self.next().text
+        if swapped := _NUMBER_FIRST.fullmatch(raw):  # a_{1+n} is a_{n+1}
+            raw = f"{swapped.group(2)}+{swapped.group(1)}"
         if left.op in ("sym", "const"):
             return sym(f"{left.name}_{raw}")
         if left.op == "pow" and left.args[0].op == "sym":
             return power(sym(f"{left.args[0].name}_{raw}"), left.args[1])
+        if left.op == "num" and left.value is not None and left.value.denominator == 1 and not left.digits:
+            return in_base(str(left.value), raw)  # (1011)_2
         raise UnreadableError("subscript without a variable")
 
     def only_primes(self) -> int:
@@ -227,10 +233,21 @@ class Atoms(Brackets):
             bound = sym(bound.name)
         if bound.op != "sym":
             raise UnreadableError(f"{name} over something that is not a variable")
-        body = self.expression(40)
-        if bound.name in ("i", "e"):
-            raise UnreadableError("sum over a letter that is also a constant")
+        body = rebuild(self.expression(40), lambda item: self.indexed(item, bound.name))
+        taken = {name for item in walk(body) for name in re.findall(r"[A-Za-z]+", item.name)}
+        if bound.name != "k" and "k" not in taken:  # the letter of the index does not matter
+            body, bound = rename(body, {bound.name: "k"}), sym("k")
         return node("fold", body, bound, self.script(first), upper, name=name)
+
+    def indexed(self, item: Expr, index: str) -> Expr:
+        """The index of a sum inside its terms: ``i`` as a variable, ``a_i`` as a function of it."""
+        if item.op == "const" and item.name == index:
+            return sym(index)
+        base, mark, subscript = item.name.partition("_")
+        if item.op != "sym" or not mark or index not in re.findall(r"[A-Za-z]+", subscript):
+            return item
+        place = rebuild(self.script(subscript), lambda part: sym(index) if part.name == index else part)
+        return node("app", place, name=base)
 
     def call(self, name: str) -> Expr:
         """A known function: its base, exponent and arguments, ``\\log_2^2 x`` or ``sin(x)``."""
@@ -280,6 +297,15 @@ class Atoms(Brackets):
                 self.position += 1
 
 
+def in_base(numeral: str, subscript: str) -> Expr:
+    """A numeral with the base that its subscript names: ``1011_2``, ``1011_{two}``, ``1011_{(2)}``."""
+    base = subscript.lower().strip("()").removeprefix("base")
+    base = str(words.NUMBER_WORDS.index(base)) if base in words.NUMBER_WORDS else base
+    if not base.isdigit() or len(base) > 2:
+        raise UnreadableError("number with a subscript that is not a base")
+    return node("base", num(int(base)), name=numeral.lstrip("0") or "0")
+
+
 def _known_call(name: str, base: Expr | None, arguments: tuple[Expr, ...]) -> Expr:
     if name == "log" and base is None and len(arguments) == 2:
         return node("call", arguments[0], arguments[1], name="log")
@@ -291,6 +317,9 @@ def _known_call(name: str, base: Expr | None, arguments: tuple[Expr, ...]) -> Ex
         return power(Expr("const", name="e"), arguments[0])
     if name == "cbrt":
         return node("call", arguments[0], num(3), name="root")
+    if name == "cis":
+        cosine, sine = (node("call", *arguments, name=part) for part in ("cos", "sin"))
+        return add(cosine, node("mul", Expr("const", name="i"), sine))
     return node("call", *arguments, name=name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from dftune.evaluate.answers.budget import UnreadableError
-from dftune.evaluate.answers.expr import Expr, node
+from dftune.evaluate.answers.expr import Expr, add, mul, neg, node
 from dftune.evaluate.answers.lexer import Token
 from dftune.evaluate.answers.vocabulary import names
 
@@ -93,7 +93,10 @@ class Brackets(ABC):
             closing = self.next().text
             self.leave(bars)
             return Expr("named", name="empty") if opening in ("\\{", "{") else Expr("group", name=f"{opening}{closing}")
+        braced = opening in ("(", "[") and self.peek().text == "{"
         inner = self.items()
+        if braced and inner.op == "group" and inner.name == "{}":  # \left( {1,2} \right)
+            inner = node("seq", *inner.args, name=",")
         condition = self.condition() if opening in ("\\{", "{") else None
         closing = self.close(opening)
         self.leave(bars)
@@ -179,4 +182,20 @@ class Brackets(ABC):
         if name in _LISTS or (name == "cases" and all(len(item.args) == 1 for item in rows)):
             flat = [cell for item in rows for cell in item.args]
             return flat[0] if len(flat) == 1 else node("seq", *flat, name=",")
-        return node("matrix", *rows)
+        return determinant([list(item.args) for item in rows]) if name == "vmatrix" else node("matrix", *rows)
+
+
+def determinant(rows: list[list[Expr]]) -> Expr:
+    """The determinant of a square matrix, by its first row.
+
+    Raises:
+        UnreadableError: the matrix is not square, or has more than four rows.
+    """
+    size = len(rows)
+    if size > 4 or any(len(row) != size for row in rows):
+        raise UnreadableError("determinant of a matrix that is not square, or has more than four rows")
+    if size == 1:
+        return rows[0][0]
+    minors = (determinant([row[:column] + row[column + 1 :] for row in rows[1:]]) for column in range(size))
+    terms = (mul(entry, minor) for entry, minor in zip(rows[0], minors, strict=True))
+    return add(*(neg(term) if column % 2 else term for column, term in enumerate(terms)))

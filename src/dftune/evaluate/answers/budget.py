@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MAX_ANSWER_CHARS = 200_000
 """Longer answers are compared as text only."""
+MAX_TOKENS = 80_000
+"""Numbers, letters, commands and signs of one answer; a list of 10,000 numbers has 20,000."""
 MAX_DEPTH = 120
 """Nesting of brackets, fractions, roots and powers that the parser follows."""
 MAX_BITS = 400_000

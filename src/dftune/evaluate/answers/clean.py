@@ -45,12 +45,12 @@ _VULGAR_CHAR = re.compile(f"[{''.join(_VULGAR)}]")
 _RULES: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:d|t|c)frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:d|t|c|s|nice|x)frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:d|t)binom(?![A-Za-z])", r"\\binom"),
         # \left. and \right. are invisible delimiters; other \left, \right, \big only size what follows
         (r"\\(?:left|right)\s*\.", " "),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|nolimits)(?![A-Za-z])", ""),
-        (r"\\(?:hspace|vspace|tag|label|phantom|hphantom|color|textcolor)\*?\s*\{[^{}]*\}", " "),
+        (r"\\(?:hspace|vspace|tag|label|phantom|hphantom|vphantom|color|textcolor)\*?\s*\{[^{}]*\}", " "),
         # separators of thousands: 10{,}000  10,\!080  11,\! 111  1\,234  1\ 234
         (r"(?<=\d)\{,\}(?=\d{3})", ""),
         (r"\{([:,])\}", r"\1"),
@@ -92,9 +92,9 @@ def clean(text: str) -> str:
 
 
 def strip_ends(text: str) -> str:
-    """Drop punctuation and spaces around an answer; a leading decimal point stays."""
+    """Drop punctuation, spaces and line breaks around an answer; a leading decimal point stays."""
     text = text.strip()
-    while text and text[-1] in ".,;:" and not text.endswith("\\ldots"):
+    while text and text[-1] in ".,;:\\" and not text.endswith("\\ldots"):
         text = text[:-1].rstrip()
     while text and (text[0] in ",;:" or (text[0] == "." and not text[1:2].isdigit() and text[1:2] != "\\")):
         text = text[1:].lstrip()

@@ -7,10 +7,11 @@ from dftune.evaluate.answers.exact import Exact
 from dftune.evaluate.answers.expr import Expr, divide, has, is_scalar, mul, node, rename, symbols
 from dftune.evaluate.answers.regions import is_region, region_of
 from dftune.evaluate.answers.relations import Labelled, Relations, split_label
-from dftune.evaluate.answers.scalars import Scalars
+from dftune.evaluate.answers.scalars import Scalars, counted
 from dftune.evaluate.answers.shapes import (
     as_list,
     assignments,
+    common_value,
     normal,
     unlabelled,
     unlabelled_values,
@@ -23,17 +24,18 @@ class Comparison:
     """One comparison of a gold answer with another, within a budget of operations.
 
     ``stage`` names the step that decided: ``value``, ``decimal``, ``numeric``, ``identity``, ``points`` for scalars,
-    ``structure`` for everything made of several parts.
+    ``structure`` for everything made of several parts. ``degrees_optional`` is off where the text says radians.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, *, degrees_optional: bool = True) -> None:
         self.budget = budget
-        self.scalars = Scalars(budget)
+        self.scalars = Scalars(budget, degrees_optional=degrees_optional)
         self.relations = Relations(self.scalars)
         self.stage = "structure"
 
     def same(self, gold: Expr, answer: Expr) -> bool:
         """Whether ``answer`` is equal to ``gold``."""
+        gold, answer = counted(gold, answer), counted(answer, gold)
         gold, answer = normal(gold), normal(answer)
         if is_scalar(gold) and is_scalar(answer) and not has(gold, "pm", "mp") and not has(answer, "pm", "mp"):
             result = self.scalars.same(gold, answer)
@@ -93,6 +95,10 @@ class Comparison:
         mine, theirs = split_label(gold), split_label(answer)
         if mine is not None and theirs is not None and self.same_labelled(mine, theirs):
             return True
+        for chain, other in ((gold, answer), (answer, gold)):
+            vector, value = vector_items(unlabelled(other)), common_value(chain)
+            if vector is not None and value is not None and len(vector) == len(chain.args) - 1:
+                return self.ordered(vector, [value] * len(vector))  # x = y = z = 0
         if gold.op == "rel" and answer.op == "rel":
             return self.relations.same(gold, answer)
         if mine is not None and theirs is None and answer.op != "rel":
@@ -138,6 +144,8 @@ class Comparison:
                 braces = (answer if swap else gold).op == "group"
                 if all(item.op == "group" for item in vector) and not braces:
                     return self.unordered(listed, vector)
+                if gold.op == "group" and gold.name == "[]" and len(vector) == 2:
+                    return False  # the two ends of a closed interval are not the interval
                 values = [unlabelled(item) for item in listed]
                 return not braces and self.ordered(*((vector, values) if swap else (values, vector)))
         return self.unordered(unlabelled_values(golds), unlabelled_values(answers))

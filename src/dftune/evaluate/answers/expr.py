@@ -116,6 +116,11 @@ def rename(expr: Expr, names: dict[str, str]) -> Expr:
     return rebuild(expr, lambda item: sym(names[item.name]) if item.op == "sym" and item.name in names else item)
 
 
+def substituted(expr: Expr, name: str, value: Expr) -> Expr:
+    """Put ``value`` in place of a variable."""
+    return rebuild(expr, lambda item: value if item.op == "sym" and item.name == name else item)
+
+
 STRUCTURES = frozenset({"seq", "group", "matrix", "rel", "setop", "builder", "named", "ratio", "text"})
 
 

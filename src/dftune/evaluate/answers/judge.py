@@ -18,12 +18,13 @@ from dftune.evaluate.answers.budget import (
 from dftune.evaluate.answers.clean import clean, strip_ends
 from dftune.evaluate.answers.compare import Comparison
 from dftune.evaluate.answers.decimals import context
-from dftune.evaluate.answers.expr import Expr, num, rename, walk
+from dftune.evaluate.answers.expr import Expr, node, num, rename, walk
 from dftune.evaluate.answers.lexer import readings
 from dftune.evaluate.answers.numeric import HIGH
-from dftune.evaluate.answers.parser import parse
+from dftune.evaluate.answers.parser import parse, signed_set
 from dftune.evaluate.answers.renaming import renamings, same_family
 from dftune.evaluate.answers.shapes import unlabelled
+from dftune.evaluate.answers.vocabulary import NUMBER_WORDS
 
 _INTEGER = re.compile(r"-?\d{1,4000}")
 _CHOICE = re.compile(
@@ -38,39 +39,28 @@ _TIME = re.compile(
 _MARKED = re.compile(r"integer|\\(?:mathbb|mathbf)\s*\{?\s*[ZN]|\\in\s*\\?[ZN]\b|constant|parameter")
 _TEXT_MARKUP = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|emph)(?![A-Za-z])|[{}\\$*\"'`.,;:!?()]|~")
 _NOT_WORDS = re.compile(r"[\d+*/^=<>_|]")
+_NUMERAL_MARKUP = re.compile(r"\\(?:text|mathrm|textbf|mathbf|rm)(?![A-Za-z])|[\s{}()]")
+_NUMERAL = re.compile(
+    r"(\d[0-9A-Za-z]*(?:\.[0-9A-Za-z]+)?|[A-Z]{2,}[0-9A-Z]*)(?:_(?:base)?|inbase|,?base)(\d{1,2}|[a-z]{3,8})"
+)
+_RADIANS = re.compile(r"(?<![A-Za-z])rad(?:ian)?s?(?![A-Za-z])", re.IGNORECASE)
 _NEGATION = re.compile(r"(?<!\\)\b(?:not|except|excluding|never)\b", re.IGNORECASE)
 _ANNOUNCED = re.compile(r"^\s*(?:the\s+)?(?:final\s+)?answer\s+is\s+")
 _WORDY = re.compile(r"[^\W\d_]{3,}")
 _NAMED = {
     **dict.fromkeys(("no solution", "no solutions", "none", "no real solution", "no real solutions", "empty set",
-                     "no values", "no integer solutions", "no such numbers", "there are no solutions"), "empty"),
-    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "all real values"), "R"),
+                     "no values", "no integer solutions", "no such numbers", "there are no solutions"),
+                    Expr("named", name="empty")),
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "all real values"), Expr("named", name="R")),
+    **dict.fromkeys(("all positive real numbers", "positive real numbers", "all positive reals", "positive reals"),
+                    signed_set("R", "+")),
+    **dict.fromkeys(("all negative real numbers", "negative real numbers", "all negative reals", "negative reals"),
+                    signed_set("R", "-")),
+    **dict.fromkeys(("all nonnegative real numbers", "all non negative real numbers", "nonnegative real numbers",
+                     "non negative real numbers"), signed_set("R", "\\ge0")),
+    **dict.fromkeys(("infinite", "infinitely many", "infinity", "infinitely many solutions"),
+                    Expr("const", name="inf")),
 }  # fmt: skip
-
-
-_COUNTS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
 
 
 @dataclass(frozen=True)
@@ -99,6 +89,8 @@ def compare_answers(gold: str, answer: str) -> Outcome:
     """
     try:
         return _compare(gold, answer)
+    except RecursionError:
+        return Outcome(None, "structure", "nested too deeply")
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         return Outcome(None, "error", f"internal error: {type(error).__name__}: {error}")
 
@@ -137,12 +129,14 @@ def _read(text: str) -> Reading:
     cleaned = clean(text)
     named = _NAMED.get(_word_key(cleaned)) if _WORDY.search(cleaned) else None
     if named is not None:
-        return Reading(cleaned, (Expr("named", name=named),), "")
-    if _WORDY.search(cleaned) and (key := _word_key(cleaned)) in _COUNTS:
-        return Reading(cleaned, (num(_COUNTS.index(key)),), "")
+        return Reading(cleaned, (named,), "")
+    if _WORDY.search(cleaned) and (key := _word_key(cleaned)) in NUMBER_WORDS:
+        return Reading(cleaned, (num(NUMBER_WORDS.index(key)),), "")
     if _NEGATION.search(cleaned):  # "not 5" is a statement about 5, not 5
         return Reading(cleaned, (Expr("text", name=_squeezed(_TEXT_MARKUP.sub(" ", cleaned))),), "")
     trees, error = _parsed(cleaned)
+    if not trees and (numeral := _numeral(cleaned)) is not None:  # with letters for digits
+        trees = (node("base", num(int(numeral[1])), name=numeral[0]),)
     return Reading(cleaned, trees, error)
 
 
@@ -180,6 +174,10 @@ def _by_text(gold: Reading, answer: Reading) -> Outcome | None:
     clock = _same_time(gold.text, answer.text)
     if clock is not None:
         return Outcome(clock, "time", "same time" if clock else "different times")
+    numeral, other_numeral = _numeral(gold.text), _numeral(answer.text)
+    if numeral is not None and other_numeral is not None:
+        same = numeral == other_numeral
+        return Outcome(same, "value", "same numeral" if same else "different numerals")
     if _is_words(gold) or _is_words(answer):
         mine, theirs = _word_key(gold.text), _word_key(answer.text)
         letters_only = not _NOT_WORDS.search(gold.text) and not _NOT_WORDS.search(answer.text)
@@ -194,7 +192,7 @@ def _by_trees(gold: Reading, answer: Reading) -> Outcome:
     budget = Budget()
     for mine in gold.trees:
         for theirs in answer.trees:
-            comparison = Comparison(budget)
+            comparison = Comparison(budget, degrees_optional=_RADIANS.search(gold.text + answer.text) is None)
             try:
                 with localcontext(context(HIGH)):
                     equal = _same_up_to_names(comparison, mine, theirs, gold.text + " " + answer.text)
@@ -257,9 +255,21 @@ def _choice(text: str) -> tuple[str, str] | None:
     opened = "(" in found.group()[: found.start(1)]
     if letter.upper() > "J" or (rest and (not closing or rest[0] in "=+-*/^_<>")):
         return None
-    if letter.islower() and (rest or not opened):
+    if letter.islower() and (rest or not (opened or ")" in closing)):
         return None
     return letter.upper(), rest
+
+
+def _numeral(text: str) -> tuple[str, str] | None:
+    """Digits and base of a numeral such as ``1011_2``, ``\\text{2A}_{16}``, ``(1011)_{two}`` or ``1011 (base 2)``."""
+    found = _NUMERAL.fullmatch(_NUMERAL_MARKUP.sub("", text)) if len(text) < 300 else None
+    if found is None:
+        return None
+    digits, base = found.group(1).upper().lstrip("0"), found.group(2).lower()
+    base = str(NUMBER_WORDS.index(base)) if base in NUMBER_WORDS else base
+    if not base.isdigit() or not 2 <= int(base) <= 36:
+        return None
+    return (digits, base) if all(char == "." or int(char, 36) < int(base) for char in digits) else None
 
 
 def _same_letters(gold: str, answer: str) -> bool:

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from dftune.evaluate.answers import vocabulary as words
-from dftune.evaluate.answers.budget import UnreadableError
+from dftune.evaluate.answers.budget import MAX_TOKENS, UnreadableError
 
 
 class Token(NamedTuple):
@@ -83,6 +83,8 @@ class _Lexer:
             found = self.pattern.match(self.text, position)
             if found is None:  # the last alternative takes any character
                 raise UnreadableError("unreadable character")
+            if len(self.tokens) > MAX_TOKENS:
+                raise UnreadableError("too many symbols")
             position = found.end()
             kind = found.lastgroup or "other"
             if kind == "space":
@@ -155,16 +157,17 @@ class _Lexer:
 
     def argument(self, position: int) -> tuple[str, int]:
         """The raw text of a command's argument: a brace group, a number, a command or one character."""
-        while position < len(self.text) and self.text[position].isspace():
-            position += 1
-        if position < len(self.text) and self.text[position] == "{":
-            return balanced(self.text, position)
-        found = _SUBSCRIPT.match(self.text, position)
-        if found is None:
-            return "", position
-        if found.group(2) and found.group(2)[1:] in words.TEXT_COMMANDS | words.ROMAN_COMMANDS:
-            return self.argument(found.end())
-        return found.group().strip(), found.end()
+        while True:
+            while position < len(self.text) and self.text[position].isspace():
+                position += 1
+            if position < len(self.text) and self.text[position] == "{":
+                return balanced(self.text, position)
+            found = _SUBSCRIPT.match(self.text, position)
+            if found is None:
+                return "", position
+            position = found.end()
+            if not found.group(2) or found.group(2)[1:] not in words.TEXT_COMMANDS | words.ROMAN_COMMANDS:
+                return found.group().strip(), position
 
     def nested(self, raw: str, *, in_text: bool) -> None:
         inner = _Lexer(raw, self.grouped, self.level + 1)
@@ -214,7 +217,7 @@ class _Lexer:
         self.emit(name, found.group(1))
         return position
 
-    def plain_command(self, name: str) -> None:  # noqa: PLR0911 - a table of cases
+    def plain_command(self, name: str) -> None:  # noqa: PLR0911, PLR0912 - a table of cases
         if name.startswith("var") and name[3:] in words.GREEK:
             name = name[3:]
         if name in words.OPENERS:
@@ -229,6 +232,8 @@ class _Lexer:
             return self.emit("named", "empty")
         if name in ("R", "Z", "N", "Q", "Reals", "reals"):
             return self.emit("named", name[0].upper())
+        if name in ("AA", "angstrom", "micro", "ohm"):
+            return self.emit("text", name)
         if name == "not":
             return self.emit("op", "not")
         if name == "ldots":

@@ -363,3 +363,23 @@ def free_names(*exprs: Expr) -> set[str]:
     for expr in exprs:
         names |= symbols(expr) | {item.name for item in walk(expr) if item.op == "app"}
     return names
+
+
+def slope_in(expr: Expr, variable: str, budget: Budget) -> Decimal | None:
+    """The slope at positive values of the other variables, where ``expr`` is real and linear in ``variable``.
+
+    None where the second difference does not vanish, or the first does.
+    """
+    point = point_of(free_names(expr), "real", 3)
+    values = []
+    for index in (1, 2, 3):
+        try:
+            value = evaluate(expr, {**point, variable: (Decimal(index), ZERO)}, LOW, budget)
+        except (UndefinedError, UndecidedError):
+            return None
+        if not value.real:
+            return None
+        values.append(value.number[0])
+    slope, next_slope = values[1] - values[0], values[2] - values[1]
+    is_line = abs(slope) > Decimal("1e-20") and abs(next_slope - slope) < abs(slope) * Decimal("1e-30")
+    return slope if is_line else None

@@ -55,6 +55,8 @@ class Parser(Atoms):
                     joined = token.text
             elif token.kind == "text" and token.text.lower() in words.CLAUSES:
                 self.skip_clause()
+            elif found and self.skip_remark():
+                continue
             elif expecting and token.kind == "op" and token.text in ("=", "≈", "∼"):  # "= 5"
                 self.position += 1
             elif self.ends_list(token, expecting=expecting):
@@ -94,8 +96,12 @@ class Parser(Atoms):
                 if following is None:
                     return left
                 left = following
+            elif token.kind == "sub" and left.op == "named":
+                left = signed_set(left.name, self.next().text)
             elif token.kind == "sub":
                 left = self.subscripted(left)
+            elif token == Token("text", "to") and self.peek(1).kind == "num" and min_power <= _RATIO:  # 3 to 5
+                left = self.ratio(left)
             elif token.kind == "text":
                 if token.text.lower() in words.CLAUSES:
                     self.skip_clause()
@@ -147,18 +153,35 @@ class Parser(Atoms):
         if text == "%":
             return node("percent", left)
         if text == "°":
-            return node("deg", left)
-        if text == "'":
-            return self.primed(left, 1)
+            return node("deg", self.with_minutes(left))
+        if text == "'":  # on a number: feet, inches, minutes
+            return left if left.op in ("num", "add") else self.primed(left, 1)
         if text == "pmod":
             return node("call", left, self.argument(), name="pmod")
         return self.powered(left)
+
+    def with_minutes(self, degrees: Expr) -> Expr:
+        """Degrees with the minutes and seconds that follow: ``22^\\circ 30' 15''``."""
+        terms = [degrees]
+        for marks, parts in ((1, 60), (2, 3600)):
+            start = self.position
+            if self.peek().kind != "num":
+                break
+            amount = self.atom()
+            self.position += self.peek() == Token("op", "^")
+            if self.only_primes() != marks:
+                self.position = start
+                break
+            terms.append(divide(amount, num(parts)))
+        return add(*terms)
 
     def powered(self, left: Expr) -> Expr:
         """``left^...``; primes in the exponent rename a variable, ``v^2_0`` is ``v_0^2``."""
         if num_primes := self.only_primes():
             return self.primed(left, num_primes)
-        if self.skip_mark():  # x^* and Z^+ name things
+        if left.op == "named" and (mark := self.mark()):
+            return signed_set(left.name, mark)
+        if self.mark():  # x^* names something
             return left
         if self.peek().text == "{" and self.peek(1).kind == "text" and self.peek(2).text == "}":  # 15^{th}
             self.position += 3
@@ -173,14 +196,15 @@ class Parser(Atoms):
             self.level -= 1
         return power(left, exponent)
 
-    def skip_mark(self) -> bool:
-        """Skip ``*``, ``+`` or ``{*}`` after ``^``."""
+    def mark(self) -> str:
+        """The ``*``, ``+``, ``-`` or ``{*}`` after ``^``, which is consumed; empty, and nothing consumed, otherwise."""
         braces = self.peek() == Token("open", "{")
         token = self.peek(1 if braces else 0)
-        if token not in (Token("op", "*"), Token("op", "+")) or (braces and self.peek(2).text != "}"):
-            return False
+        ends = self.peek(2).text == "}" if braces else self.peek(1).kind not in ("num", "sym", "const", "open", "cmd")
+        if token.kind != "op" or token.text not in ("*", "+", "-") or not ends:
+            return ""
         self.position += 3 if braces else 1
-        return True
+        return token.text
 
     def sum(self, left: Expr) -> Expr:
         """A sum, once its first term is read."""
@@ -200,7 +224,7 @@ class Parser(Atoms):
         factors = [left]
         while True:
             token = self.peek()
-            if self.skip_remark():
+            if self.skip_remark() or self.skip_unit_fraction():
                 continue
             if token.kind == "op" and token.text in ("*", "/", "mod"):
                 self.position += 1
@@ -222,15 +246,33 @@ class Parser(Atoms):
 
     def skip_remark(self) -> bool:
         """Skip a bracket that holds words only, or a reason: ``7 (since 3 + 4 = 7)``."""
-        if self.peek() != Token("open", "(") or self.peek(1).kind != "text":
+        if self.peek() != Token("open", "(") or (self.peek(1).kind != "text" and self.peek(1) != Token("op", "≈")):
             return False
-        clause = self.peek(1).text.lower() in words.CLAUSES
+        clause = self.peek(1).text.lower() in words.CLAUSES | words.APPROXIMATIONS
         ahead, level = 1, 1
         while level and self.peek(ahead).kind:
             kind = self.peek(ahead).kind
             level += (kind == "open") - (kind == "close")
             if kind not in ("text", "close", "magnitude") and not clause:
                 return False
+            ahead += 1
+        self.position += ahead
+        return True
+
+    def skip_unit_fraction(self) -> bool:
+        """Skip ``\\frac{km}{h}`` and ``\\mu m``, which hold words and their powers only."""
+        if self.peek() == Token("sym", "mu") and self.peek(1).kind == "text":
+            self.position += 2
+            return True
+        if self.peek() != Token("cmd", "frac") or self.peek(1).text != "{" or self.peek(2).kind != "text":
+            return False
+        ahead, groups, power = 1, 0, False
+        while groups < 2:
+            token = self.peek(ahead)
+            if not (token.kind == "text" or token.text in ("{", "}", "^", "*", "-") or (power and token.kind == "num")):
+                return False
+            power = token.text in ("^", "{", "-") and (power or token.text == "^")
+            groups += token.text == "}" and self.peek(ahead + 1).text != "^"
             ahead += 1
         self.position += ahead
         return True
@@ -256,7 +298,7 @@ class Parser(Atoms):
     def ratio(self, left: Expr) -> Expr:
         """``a : b : c``, once its first member is read."""
         parts = [left]
-        while self.peek() == Token("op", ":"):
+        while self.peek() in (Token("op", ":"), Token("text", "to")):
             self.position += 1
             parts.append(self.expression(_RATIO + 1))
         return node("ratio", *parts)
@@ -309,3 +351,16 @@ def is_condition(expr: Expr) -> bool:
     """Whether a bracket beside a value says when it holds: ``(x > 0)``, ``(k \\in \\mathbb{Z})``."""
     parts = expr.args if expr.op in ("seq", "group") else (expr,)
     return bool(parts) and all(part.op == "rel" for part in parts)
+
+
+def signed_set(name: str, mark: str) -> Expr:
+    """``\\mathbb{R}^+`` as an interval, ``\\mathbb{N}^*`` and ``\\mathbb{Z}_{>0}`` under one name each."""
+    infinity = Expr("const", name="inf")
+    if name == "R" and mark in ("+", ">0"):
+        return node("group", num(0), infinity, name="()")
+    if name == "R" and mark in ("-", "<0"):
+        return node("group", neg(infinity), num(0), name="()")
+    if name == "R" and mark in ("\\ge0", "\\geq0", "\\geqslant0"):
+        return node("group", num(0), infinity, name="[)")
+    positive = (name in ("N", "Z") and mark in ("+", ">0")) or (name, mark) == ("N", "*")
+    return Expr("named", name="Z>0" if positive else f"{name}{mark}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from dftune.evaluate.answers.budget import Budget
-from dftune.evaluate.answers.expr import Expr, is_scalar, neg, symbols
-from dftune.evaluate.answers.numeric import real_number
+from dftune.evaluate.answers.expr import Expr, add, divide, is_scalar, neg, num, substituted, sym, symbols
+from dftune.evaluate.answers.numeric import real_number, slope_in
+from dftune.evaluate.answers.shapes import both_signs
 from dftune.evaluate.answers.vocabulary import names
 
 _INEQUALITIES = names("< > ≤ ≥ ≠")
@@ -148,19 +149,44 @@ def _relation(expr: Expr, budget: Budget) -> Region | None:
 def _half_line(left: Expr, name: str, right: Expr, budget: Budget) -> Region | None:
     if right.op == "sym" and not symbols(left):
         left, name, right = right, _FLIP[name], left
-    if left.op == "call" and left.name == "abs" and left.args[0].op == "sym" and not symbols(right):
-        inner = _interval(neg(right), right, (name in ("≤", ">", "="), name in ("≤", ">", "=")), budget)
-        if inner is None or name not in ("<", "≤", ">", "≥"):
-            return None
-        return inner if name in ("<", "≤") else complement(merge(inner))
-    if left.op != "sym" or symbols(right):
+    if symbols(right):
         return None
+    if left.op == "call" and left.name == "abs":
+        return _around_zero(left.args[0], name, right, budget)
+    if left.op != "sym":
+        return _linear(left, name, right, budget)
     if name in ("<", "≤"):
         return _interval(neg(_INFINITY), right, (False, name == "≤"), budget)
     if name in (">", "≥"):
         return _interval(right, _INFINITY, (name == "≥", False), budget)
-    point = _points((right,), budget)
+    point = _points(tuple(both_signs(right)), budget)
     return point if name == "=" or point is None else complement(point)
+
+
+def _around_zero(inside: Expr, name: str, bound: Expr, budget: Budget) -> Region | None:
+    """``|x - 1| < 3``, and its complement ``|x - 1| >= 3``."""
+    if name not in ("<", "≤", ">", "≥"):
+        return None
+    relation = "<" if name in ("<", "≥") else "≤"
+    below, above = _half_line(inside, relation, bound, budget), _half_line(inside, _FLIP[relation], neg(bound), budget)
+    if below is None or above is None:
+        return None
+    between = intersect(below, above)
+    return between if name in ("<", "≤") else complement(merge(between))
+
+
+def _linear(left: Expr, name: str, right: Expr, budget: Budget) -> Region | None:
+    """``2x + 1 < 5``, solved for its variable."""
+    unknown = symbols(left)
+    if len(unknown) != 1 or not is_scalar(left):
+        return None
+    variable = next(iter(unknown))
+    slope = slope_in(left, variable, budget)
+    if slope is None:
+        return None
+    start, second = (substituted(left, variable, num(value)) for value in (0, 1))
+    solution = divide(add(right, neg(start)), add(second, neg(start)))
+    return _half_line(sym(variable), name if slope > 0 else _FLIP[name], solution, budget)
 
 
 def _builder(expr: Expr, budget: Budget) -> Region | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
-from itertools import pairwise
 
 from dftune.evaluate.answers import decimals as dec
 from dftune.evaluate.answers import numeric
 from dftune.evaluate.answers.budget import UndecidedError, UndefinedError
 from dftune.evaluate.answers.exact import PRIME, NotRationalError, TooLargeError, field_value
-from dftune.evaluate.answers.expr import Expr, add, is_scalar, neg, node, rebuild, symbols, walk
+from dftune.evaluate.answers.expr import Expr, add, is_scalar, neg, node, substituted, symbols, walk
 from dftune.evaluate.answers.numeric import HIGH, LOW
 from dftune.evaluate.answers.scalars import Scalars
 from dftune.evaluate.answers.vocabulary import names
@@ -80,6 +79,8 @@ def _is_label(left: Expr, right: Expr) -> bool:
         return all(arg.op in ("sym", "num") for arg in left.args) and not any(
             item.op == "app" and item.name == left.name for item in walk(right)
         )
+    if left.op == "setop":  # A \\cap B = {1}
+        return all(arg.op == "sym" or _is_label(arg, right) for arg in left.args) and not is_scalar(right)
     if left.op == "group" and left.name == "()":
         return right.op in ("group", "matrix", "seq", "rel") and all(_is_label(arg, right) for arg in left.args)
     if symbols(right):
@@ -129,25 +130,10 @@ class Relations:
     def solves(self, equation: Expr, variable: str, value: Expr) -> bool:
         """Whether ``variable = value`` is what the equation says, when it is linear in the variable."""
         difference = _difference(equation)
-        replaced = rebuild(difference, lambda item: value if item.op == "sym" and item.name == variable else item)
-        return self.is_linear(difference, variable) and self.scalars.equal(
+        replaced = substituted(difference, variable, value)
+        return numeric.slope_in(difference, variable, self.budget) is not None and self.scalars.equal(
             replaced, neg(node("add", value, neg(value)))
         )
-
-    def is_linear(self, expr: Expr, variable: str) -> bool:
-        """Whether the second difference in ``variable`` vanishes, and the first does not."""
-        point = numeric.point_of(numeric.free_names(expr), "real", 3)
-        values = []
-        for index in range(3):
-            point = {**point, variable: (Decimal(index) + 1, dec.ZERO)}
-            try:
-                values.append(numeric.evaluate(expr, point, LOW, self.budget).number)
-            except UndefinedError:
-                return False
-        first = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(values)]
-        size = max(abs(first[0][0]), abs(first[0][1]))
-        bend = max(abs(first[1][0] - first[0][0]), abs(first[1][1] - first[0][1]))
-        return size > Decimal("1e-20") and bend < size * Decimal("1e-30")
 
     def constant_ratio(self, gold: Expr, answer: Expr, *, positive: bool) -> bool:
         """Whether ``gold / answer`` is the same number everywhere, neither side being zero everywhere."""

@@ -9,7 +9,7 @@ from dftune.evaluate.answers import numeric
 from dftune.evaluate.answers.budget import Budget, UndecidedError, UndefinedError
 from dftune.evaluate.answers.decimals import Complex
 from dftune.evaluate.answers.exact import Exact, NotRationalError, TooLargeError, field_value
-from dftune.evaluate.answers.expr import Expr, has, mul, rebuild, symbols, walk
+from dftune.evaluate.answers.expr import Expr, has, is_scalar, mul, node, num, rebuild, symbols, walk
 from dftune.evaluate.answers.numeric import HIGH, LOW, OverflowedError, Value
 from dftune.evaluate.answers.vocabulary import UNIT_LETTERS, names
 
@@ -23,8 +23,9 @@ _MAX_EXTRA_DIGITS = 900
 class Scalars:
     """Compares scalars and remembers which stage decided."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, *, degrees_optional: bool = True) -> None:
         self.budget = budget
+        self.degrees_optional = degrees_optional
         self.exact = Exact(budget)
         self.stage = "value"
 
@@ -38,7 +39,7 @@ class Scalars:
             if special is not None:
                 return special
         gold, answer = _drop_unit(gold, answer, compound=True), _drop_unit(answer, gold)
-        return any(self.equal(one, other) for one, other in _conventions(gold, answer))
+        return any(self.equal(one, other) for one, other in _conventions(gold, answer, self.degrees_optional))
 
     def same_special(self, gold: Expr, answer: Expr) -> bool | None:
         """Infinity and ellipses, which have no value."""
@@ -327,7 +328,7 @@ def _outside_calls(expr: Expr) -> bool:
     return expr.op in ("add", "mul", "pow") and any(_outside_calls(arg) for arg in expr.args)
 
 
-def _conventions(gold: Expr, answer: Expr) -> list[tuple[Expr, Expr]]:
+def _conventions(gold: Expr, answer: Expr, degrees_optional: bool) -> list[tuple[Expr, Expr]]:
     """The readings under which the two may be equal: a percent mark or degree sign that only one side has."""
     pairs = [(gold, answer)]
     top_percent = [
@@ -337,9 +338,20 @@ def _conventions(gold: Expr, answer: Expr) -> list[tuple[Expr, Expr]]:
     degrees = [_outside_calls(expr) for expr in (gold, answer)]
     if top_percent[0] != top_percent[1]:
         pairs.append((_without(gold, "percent"), _without(answer, "percent")))
-    if degrees[0] != degrees[1]:
+    if any(map(_bare_log, (gold, answer))):  # log without a base is natural, or decimal
+        pairs.append((rebuild(gold, _to_decimal_log), rebuild(answer, _to_decimal_log)))
+    if degrees_optional and degrees[0] != degrees[1]:
         pairs.append((_without(gold, "deg"), _without(answer, "deg")))
     return pairs
+
+
+def _bare_log(expr: Expr) -> bool:
+    return any(item.op == "call" and item.name == "log" and len(item.args) == 1 for item in walk(expr))
+
+
+def _to_decimal_log(item: Expr) -> Expr:
+    is_bare = item.op == "call" and item.name == "log" and len(item.args) == 1
+    return node("call", item.args[0], num(10), name="log") if is_bare else item
 
 
 def _drop_unit(expr: Expr, other: Expr, *, compound: bool = False) -> Expr:
@@ -359,3 +371,24 @@ def _drop_unit(expr: Expr, other: Expr, *, compound: bool = False) -> Expr:
     if not kept or any(symbols(factor) for factor in kept) or (compound and not quotient):
         return expr
     return mul(*kept)
+
+
+def counted(expr: Expr, other: Expr) -> Expr:
+    """``C_6^2``, ``C(6, 2)`` and ``A_6^2`` as the numbers of choices they are, beside a number."""
+    if not (symbols(expr) or has(expr, "app")) or not is_scalar(other) or symbols(other) or has(other, "app"):
+        return expr
+    return rebuild(expr, _choices)
+
+
+def _choices(item: Expr) -> Expr:
+    size: Expr | None = None
+    chosen: Expr | None = None
+    if item.op == "pow" and item.args[0].op == "sym":
+        letter, _, subscript = item.args[0].name.partition("_")
+        size, chosen = num(int(subscript)) if subscript.isdecimal() and len(subscript) < 5 else None, item.args[1]
+    elif item.op == "app" and len(item.args) == 2:
+        letter, (size, chosen) = item.name, item.args
+    if size is None or chosen is None or size.op != "num" or chosen.op != "num" or letter not in ("C", "A", "P"):
+        return item
+    ways = node("call", size, chosen, name="binomial")
+    return ways if letter == "C" else mul(ways, node("call", chosen, name="factorial"))

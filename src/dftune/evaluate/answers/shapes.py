@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from dftune.evaluate.answers.budget import UnreadableError
-from dftune.evaluate.answers.expr import Expr, add, has, is_scalar, mul, neg, node, rebuild, symbols
+from dftune.evaluate.answers.expr import Expr, add, has, is_scalar, mul, neg, node, num, rebuild, symbols
 from dftune.evaluate.answers.relations import split_label
 
 _MAX_SIGNS = 3
+_MAX_FILLED = 1000
 _ARTICLES = ("a", "an", "the")
 
 
@@ -55,10 +58,10 @@ def vector_items(expr: Expr) -> list[Expr] | None:
 def as_list(expr: Expr) -> list[Expr] | None:
     """The members of a list or set; both values of a plus-minus; None for a single answer."""
     if expr.op == "seq":
-        members = [member for item in expr.args for member in as_list(item) or [item]]
+        members = [member for item in filled(expr.args) for member in as_list(item) or [item]]
         return without_conditions(members)
     if expr.op == "group" and expr.name == "{}":
-        return [member for item in expr.args for member in (as_list(item) or [item])]
+        return [member for item in filled(expr.args) for member in (as_list(item) or [item])]
     if expr.op == "named" and expr.name == "empty":
         return []
     label = split_label(expr)
@@ -67,6 +70,20 @@ def as_list(expr: Expr) -> list[Expr] | None:
     if has_sign(expr) and (is_scalar(expr) or vector_items(expr) is not None):
         return both_signs(expr)
     return None
+
+
+def filled(items: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """``0, 1, ..., 9`` written out: an arithmetic progression of integers given by two members and its last."""
+    if len(items) < 4 or items[-2].op != "dots" or any(item.op != "num" for item in (*items[:-2], items[-1])):
+        return items
+    shown = [item.value for item in items[:-2] if item.value is not None]
+    step, last = shown[1] - shown[0], items[-1].value
+    if last is None or not step or any(b - a != step for a, b in pairwise(shown)):
+        return items
+    count = (last - shown[0]) / step
+    if count.denominator != 1 or not len(shown) <= count <= _MAX_FILLED:
+        return items
+    return tuple(num(shown[0] + step * index) for index in range(int(count) + 1))
 
 
 def has_sign(expr: Expr) -> bool:
@@ -161,6 +178,13 @@ def assignments(items: list[Expr]) -> dict[str, Expr] | None:
         found[name] = label.value
     stems = {name.split("_")[0] for name in found}
     return found if len(stems) > 1 or len(found) == 1 or "(" in next(iter(found)) else None
+
+
+def common_value(expr: Expr) -> Expr | None:
+    """The value that ``x = y = z = 0`` gives to several names."""
+    names, value = expr.args[:-1], expr.args[-1] if expr.args else None
+    chain = expr.op == "rel" and set(expr.name.split()) == {"="} and len(names) > 1
+    return value if chain and all(name.op == "sym" for name in names) else None
 
 
 def word_key(expr: Expr) -> str:

@@ -1,0 +1,1 @@
+"""General tasks through lm_eval, and AlpacaEval: the same run folder, the same report."""
