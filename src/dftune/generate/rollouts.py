@@ -123,6 +123,7 @@ def sample(
         chat=chat,
     )
     job.open(overwrite=overwrite)
+    job.results.begin()
     if job.missing():
         engine = make_engine(
             files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say
