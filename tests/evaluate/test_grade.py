@@ -323,27 +323,32 @@ answers = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(answers)
 def test_every_answer_equals_itself(answer):
     assert grade(answer, boxed(answer)).verdict == "correct"
 
 
+@settings(deadline=None)
 @given(answers, answers)
 def test_equality_does_not_depend_on_which_side_is_the_reference(one, other):
     assert is_correct(one, boxed(other)) == is_correct(other, boxed(one))
 
 
+@settings(deadline=None)
 @given(formulas, formulas)
 def test_sums_and_products_commute(one, other):
     assert is_correct(f"({one})+({other})", boxed(f"({other})+({one})"))
     assert is_correct(f"({one})({other})", boxed(f"({other})({one})"))
 
 
+@settings(deadline=None)
 @given(formulas)
 def test_adding_one_changes_a_formula(formula):
     assert grade(formula, boxed(f"({formula})+1")).verdict != "correct"
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**30), 10**30), st.integers(1, 10**6))
 def test_integers_match_digit_for_digit(number, step):
     assert is_correct(str(number), boxed(f"{number:,}"))
@@ -362,7 +367,7 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     st.one_of(st.text(), st.lists(FRAGMENTS, max_size=15).map(" ".join)),
     st.one_of(st.text(), st.lists(FRAGMENTS, max_size=15).map(" ".join)),
@@ -377,7 +382,7 @@ def test_no_text_makes_the_grader_fail(target, completion):
 # Labelled and published data, where it is at hand
 
 
-def test_agreement_with_labelled_cases_is_at_least_97_percent():
+def test_agreement_with_labelled_cases_is_at_least_98_percent_with_two_false_positives_at_most():
     rows = read("grader_cases_dev")
     wrong = {True: [], False: []}
     for row in rows:
@@ -385,8 +390,8 @@ def test_agreement_with_labelled_cases_is_at_least_97_percent():
         if is_correct(row["gold"], completion) != row["expected_equal"]:
             wrong[row["expected_equal"]].append(row["id"])
     false_negatives, false_positives = wrong[True], wrong[False]
-    assert len(false_positives) <= 0.01 * len(rows), false_positives
-    assert len(false_positives) + len(false_negatives) <= 0.03 * len(rows), (false_positives, false_negatives)
+    assert len(false_positives) <= 2, false_positives
+    assert len(false_positives) + len(false_negatives) <= 0.02 * len(rows), (false_positives, false_negatives)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -409,20 +414,20 @@ def test_agreement_with_our_own_labelled_pairs():
     rows = [
         json.loads(line) for line in (Path(__file__).parent / "data/own_pairs.jsonl").read_text("utf-8").splitlines()
     ]
-    assert len(rows) >= 1200 and {row["rule"] for row in rows} == set(range(1, 10))
+    assert len(rows) >= 1300 and {row["rule"] for row in rows} == set(range(1, 10))
     wrong = {True: [], False: []}
     for row in rows:
         completion = row["prediction"] if row["kind"] == "text" else f"\\boxed{{{row['prediction']}}}"
         if is_correct(row["gold"], completion) != row["expected_equal"]:
             wrong[row["expected_equal"]].append(f"{row['gold']}  |  {row['prediction']}")
-    assert len(wrong[False]) <= 1, wrong[False]
-    assert len(wrong[True]) <= 5, wrong[True]
+    assert not wrong[False]
+    assert len(wrong[True]) <= 6, wrong[True]
 
 
 OWN = [json.loads(line) for line in (Path(__file__).parent / "data/own_pairs.jsonl").read_text("utf-8").splitlines()]
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(OWN), st.data())
 def test_a_mutated_pair_is_graded_without_failing_and_twice_alike(row, data):
     def mutated(text: str) -> str:
@@ -436,7 +441,7 @@ def test_a_mutated_pair_is_graded_without_failing_and_twice_alike(row, data):
     assert grade(gold, prediction).verdict == verdict.verdict
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(OWN), st.data())
 def test_a_reference_that_can_be_read_is_its_own_answer_after_any_mutation(row, data):
     at = data.draw(st.integers(0, len(row["gold"])))

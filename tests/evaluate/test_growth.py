@@ -205,9 +205,7 @@ def test_a_column_must_be_in_one_of_the_benchmarks(coins, sums, tmp_path):
     config = FOUR.model_copy(update={"protocol": "greedy", "by": ("level",)})
     with_level, without = evaluate(coins, [sums, str(tmp_path / "bare.jsonl")], config, tmp_path / "out", step=0)
     assert ([part.value for part in with_level.parts], without.parts) == (["0", "1", "2", "3"], ())
-    with pytest.raises(
-        ValueError, match="--by topic: none of the benchmarks has that column; there are level"
-    ):
+    with pytest.raises(ValueError, match="--by topic: none of the benchmarks has that column; there are level"):
         evaluate(coins, [sums], config.model_copy(update={"by": ("topic",)}), tmp_path / "other", step=0)
     assert not (tmp_path / "other").exists()
 

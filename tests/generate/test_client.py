@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import os
 import random
@@ -18,7 +19,10 @@ from tests.generate.scripted_server import (
 from dftune.generate.base import IncompleteError, Request, Sampling
 from dftune.generate.client import ServerEngine, load_server_engine
 from dftune.generate.config import ServerConfig
-from dftune.generate.faults import Backoff
+from dftune.generate.endpoint import Endpoint, Pool
+from dftune.generate.faults import Backoff, RequestError
+
+pytest.importorskip("openai")
 
 GREEDY = Sampling(max_tokens=30)
 DRAWN = Sampling(max_tokens=30, temperature=1.0, seed=5)
@@ -85,8 +89,14 @@ def check_greedy(requests, completions):
 
 
 def test_every_request_is_sent_once_and_comes_back_in_order(serve, engine_of, requests):
-    server, asked, delivered = serve(), requests(40), []
-    check_greedy(asked, engine_of(server).generate(asked, GREEDY, delivered.extend))
+    server, asked, delivered, threads = serve(), requests(40), [], set()
+
+    def receive(completions):
+        delivered.extend(completions)
+        threads.add(threading.current_thread())
+
+    check_greedy(asked, engine_of(server).generate(asked, GREEDY, receive))
+    assert threads == {threading.current_thread()}
     assert len(server.bodies) == 40
     assert sorted(done.id for done in delivered) == sorted(request.id for request in asked)
 
@@ -342,6 +352,21 @@ def test_requests_become_failures_when_no_server_comes_back(serve, engine_of, re
     assert len(delivered) == 2
 
 
+def test_an_outage_is_counted_from_the_loss_of_the_last_server():
+    async def wait():
+        first, last = (Endpoint("http://x/v1", concurrency=1, timeout_s=1, backoff=Backoff()) for _ in range(2))
+        pool = Pool([first, last], outage_s=0.3)
+        first.lose()
+        await asyncio.sleep(0.4)
+        last.lose()
+        lost_at = asyncio.get_running_loop().time()
+        with pytest.raises(RequestError, match=r"no server could be reached for 0\.3 s"):
+            await pool.free()
+        return asyncio.get_running_loop().time() - lost_at
+
+    assert asyncio.run(wait()) >= 0.3
+
+
 def test_the_number_of_requests_in_flight_adapts_to_what_the_server_takes(serve, engine_of, requests):
     server, asked = serve(most=3), requests(60)
     engine = engine_of(server, concurrency=32, max_retries=50)
@@ -473,8 +498,6 @@ def test_an_error_of_the_receiver_ends_the_run(serve, engine_of, requests):
 
 
 def test_an_engine_works_within_a_running_event_loop(serve, engine_of, requests):
-    import asyncio  # noqa: PLC0415
-
     async def cell():
         return engine_of(serve()).generate(requests(2), GREEDY)
 

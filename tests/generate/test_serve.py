@@ -1,4 +1,5 @@
 import contextlib
+import importlib.util
 import itertools
 import os
 import signal
@@ -29,6 +30,8 @@ from dftune.generate.serve import (
 )
 
 MODEL = Path(dftune.demo.__file__).parent / "base"
+missing = [name for name in ("openai", "fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+served = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 HEALTHY = """
 import http.server, signal, subprocess, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN if "stubborn" in sys.argv else signal.SIG_DFL)
@@ -191,6 +194,7 @@ def sums(engine, num, samples=1):
 
 
 @pytest.mark.slow
+@served
 def test_a_server_killed_in_the_middle_and_started_again_loses_nothing_and_is_asked_nothing_twice(tmp_path):
     port = free_port()
     logs = [tmp_path / "first.log", tmp_path / "second.log"]
@@ -237,6 +241,7 @@ def test_a_server_killed_in_the_middle_and_started_again_loses_nothing_and_is_as
 
 
 @pytest.mark.slow
+@served
 def test_eight_requests_at_a_time_give_what_the_local_engine_gives(tmp_path):
     with serving(MODEL, sizes=BatchSizes(128, 32, 256), device="cpu", wait_s=120, log=tmp_path / "log") as url:
         engine, local = engine_for(url, MODEL, concurrency=8)
@@ -259,6 +264,7 @@ def engine_answers(url):
 
 
 @pytest.mark.slow
+@served
 def test_the_command_serves_samples_of_the_models_probabilities_until_it_is_told_to_stop(coins, tmp_path):
     command = Command(tmp_path, coins, "--no-continuous-batching")
     try:
@@ -286,6 +292,7 @@ def test_the_command_serves_samples_of_the_models_probabilities_until_it_is_told
 
 
 @pytest.mark.slow
+@served
 def test_the_command_stops_cleanly_while_the_server_is_still_starting(tmp_path):
     command = Command(tmp_path, MODEL)
     while not command.log.exists():

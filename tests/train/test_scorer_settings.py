@@ -144,7 +144,8 @@ def test_kernels_that_cannot_score_the_head_are_refused_before_the_first_step(ma
     recipe, _ = make_recipe(overrides=("scorer.route=liger", "train.precision=bf16"))
     with pytest.raises(ValueError, match="off Hopper it rounds logits to bfloat16"):
         run(recipe)
-    assert not (recipe.output / "events.jsonl").exists()
+    assert [row["status"] for row in rows_of(recipe.output, "end").values()] == ["failed"]
+    assert rows_of(recipe.output, "train") == {}
 
 
 def test_a_group_objective_may_be_forced_into_one_pass(make_recipe):

@@ -283,7 +283,8 @@ def _stated(sentence: str) -> str | None:
         leading = _LEADING_NUMBER.match(rest)
         if leading and _prose_words(rest) > 2:
             return leading.group()
-        if rest and _prose_words(rest) <= 2 and (re.search(r"\d|\\|\$", rest) or len(rest) <= 3):
+        derived = len(_MATH.findall(rest)) > 1 and _prose_words(rest) > 0  # $x^2=4$ and since $x>0$, $x=2$
+        if rest and not derived and _prose_words(rest) <= 2 and (re.search(r"\d|\\|\$", rest) or len(rest) <= 3):
             return rest
     formulas = list(_MATH.finditer(sentence))
     if formulas:

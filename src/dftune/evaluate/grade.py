@@ -11,7 +11,7 @@ from dftune.evaluate.answers.judge import Outcome, compare_answers, read
 from dftune.evaluate.answers.tolerance import within
 from dftune.evaluate.extract import extract
 
-GRADER_VERSION = "1"
+GRADER_VERSION = "2"
 """Stands beside every stored verdict; raised whenever a rule of extraction or comparison changes."""
 
 

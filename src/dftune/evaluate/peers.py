@@ -30,10 +30,11 @@ def _last_box(text: str) -> str | None:
 
 
 def _same_value(gold: str, answer: str) -> bool:
-    """The algebra of either: two numbers or formulas, no lists, sets, intervals or plus-minus."""
+    """The algebra of either: two numbers or formulas, no lists, sets, intervals or plus-minus, and exact."""
     trees = [*read(gold).trees, *read_prediction(answer).trees]
     plain = all(is_scalar(tree) and not has(tree, "pm", "mp") for tree in trees)
-    return plain and compare_answers(gold, answer).equal is True
+    outcome = compare_answers(gold, answer) if plain else None
+    return outcome is not None and outcome.equal is True and outcome.stage != "decimal"
 
 
 # r1-zero

@@ -17,6 +17,7 @@ from dftune.evaluate.metrics import accuracy_estimate
 from dftune.files import iter_jsonl
 
 Row = dict[str, Any]
+Pair = tuple[str | list[str], str, float | None]
 _TARGETS = ("target", "answer", "gold")
 _COLUMNS = ("answer", "verdict", "rule", "stage", "reason")
 _CHUNK = 500
@@ -62,7 +63,7 @@ def graded_rows(path: Path, count: int, *, strict: bool, workers: int) -> Iterat
     rows = (row for _, row in iter_jsonl(path))
     if workers < 2 or count < _ALONE:
         for row in rows:
-            yield row, _verdicts([_judged(row)], strict)[0]
+            yield row, _verdicts([_pair(row)], strict)[0]
         return
     pending: deque[tuple[list[Row], Future[list[Row]]]] = deque()
     start = told = monotonic()
@@ -70,7 +71,8 @@ def graded_rows(path: Path, count: int, *, strict: bool, workers: int) -> Iterat
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while True:
             while len(pending) < 2 * workers and (chunk := list(islice(rows, _CHUNK))):
-                pending.append((chunk, pool.submit(_verdicts, [_judged(row) for row in chunk], strict)))
+                pairs = [_pair(row) for row in chunk]
+                pending.append((chunk, pool.submit(_verdicts, pairs, strict)))
             if not pending:
                 return
             chunk, future = pending.popleft()
@@ -81,18 +83,15 @@ def graded_rows(path: Path, count: int, *, strict: bool, workers: int) -> Iterat
                 print(f"{path}: {done:,} of {count:,} graded, {done / (told - start):,.0f} a second", file=sys.stderr)
 
 
-_Judged = tuple[str | list[str], str, float | None]
-
-
-def _judged(row: Row) -> _Judged:
-    """What of a row decides its verdict: reference, completion, and the error that its benchmark allows."""
+def _pair(row: Row) -> Pair:
+    """What the grader needs of a row."""
     return target_of(row), row["completion"], row.get("tolerance")
 
 
-def _verdicts(judged: list[_Judged], strict: bool) -> list[Row]:
+def _verdicts(pairs: list[Pair], strict: bool) -> list[Row]:
     """The verdicts of some completions, as rows; runs in a worker."""
     verdicts = (
-        grade(target, completion, strict=strict, tolerance=tolerance) for target, completion, tolerance in judged
+        grade(target, completion, strict=strict, tolerance=tolerance) for target, completion, tolerance in pairs
     )
     return [{name: getattr(verdict, name) for name in _COLUMNS} for verdict in verdicts]
 

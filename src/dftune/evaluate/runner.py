@@ -97,11 +97,7 @@ def evaluate(
     for benchmark in loaded:
         known = shared | {"gold_problems": _check_golds(benchmark, say)}
         jobs += [Job.of(benchmark, sampling, prompt_format, known, folder) for sampling in samplings]
-    for job in jobs:  # all of them before any work, so that a conflict does not appear after an hour
-        job.scores = ranking
-        job.open(overwrite=overwrite)
-    for job in jobs:
-        job.results.begin()
+    _open(jobs, ranking, overwrite=overwrite)
     model = {"path": model_path, "fingerprint": identity}
     begin_output(output, model, files.folder, tokenizer, device, prompt_format=_named(prompt_format))
 
@@ -149,6 +145,15 @@ def choose_format(config: EvaluateConfig, trained: Mapping[str, Any] | None, tok
             f"({prompt_format.fingerprint} against {trained['fingerprint']}). Part of any difference is due to that."
         )
     return prompt_format
+
+
+def _open(jobs: Sequence[Job], ranking: Mapping[tuple[str, int], float] | None, *, overwrite: bool) -> None:
+    """Take up what is there: all of it before any work, so that a conflict does not appear after an hour."""
+    for job in jobs:
+        job.scores = ranking
+        job.open(overwrite=overwrite)
+    for job in jobs:
+        job.results.begin()
 
 
 def _by_chat(config: EvaluateConfig) -> bool:

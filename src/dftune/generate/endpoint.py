@@ -31,6 +31,7 @@ class Endpoint:
     Attributes:
         limit: requests that may be in flight, between 1 and ``concurrency``.
         up: False from a lost connection until the server answers again.
+        lost_at: time of the event loop of that loss.
         resume_at: time of the event loop before which nothing is sent (Retry-After).
         facts: what the probe found; None before it.
         probed: what the probe asked with.
@@ -44,6 +45,7 @@ class Endpoint:
         self.limit = float(concurrency)
         self.in_flight = 0
         self.up = True
+        self.lost_at = 0.0
         self.resume_at = 0.0
         self.facts: ServerFacts | None = None
         self.probed: tuple[object, ...] = ()
@@ -128,11 +130,16 @@ class Endpoint:
             return fault.status is not None and fault.status not in _NOBODY_BEHIND
         return True
 
+    def lose(self) -> None:
+        """Say that the server cannot be reached."""
+        if self.up:
+            self.up, self.lost_at = False, asyncio.get_running_loop().time()
+
     def _adapt(self, fault: RequestError, sent_at: float) -> None:
         now = asyncio.get_running_loop().time()
         self.asked[fault.kind] += 1
         if fault.kind == "unreachable":
-            self.up = False
+            self.lose()
         if fault.kind == "busy" and sent_at > self._cut_at:
             self.limit, self._cut_at = max(1.0, self.limit / 2), now
         if fault.retry_after_s is not None:
@@ -159,7 +166,6 @@ class Pool:
         self.endpoints, self.outage_s = endpoints, outage_s
         self._changed = asyncio.Event()
         self.error: Exception | None = None
-        self._seen_up_at = asyncio.get_running_loop().time()
 
     def notify(self) -> None:
         """Say that a server has become free, or has come or gone."""
@@ -181,9 +187,8 @@ class Pool:
             candidates = [endpoint for endpoint in self.endpoints if endpoint.is_free(now)]
             if candidates:
                 return min(candidates, key=lambda endpoint: endpoint.in_flight / endpoint.limit)
-            if any(endpoint.up for endpoint in self.endpoints):
-                self._seen_up_at = now
-            elif now - self._seen_up_at > self.outage_s:
+            down = not any(endpoint.up for endpoint in self.endpoints)
+            if down and now - max(endpoint.lost_at for endpoint in self.endpoints) > self.outage_s:
                 raise RequestError("refused", f"no server could be reached for {self.outage_s:g} s")
             later = [e.resume_at - now for e in self.endpoints if e.up and e.resume_at > now]
             try:

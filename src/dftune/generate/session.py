@@ -108,7 +108,7 @@ class Session:
         except RequestError as fault:
             if fault.kind == "fatal":
                 raise ValueError(f"{endpoint.name}: {fault.reason}") from fault
-            endpoint.up = False
+            endpoint.lose()
             return fault
         if facts.fixed_sampling and not engine.config.fixed_sampling:
             raise ValueError(

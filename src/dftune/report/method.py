@@ -96,6 +96,7 @@ def _facts(table: ResultTable, runs: Sequence[Run]) -> Iterable[tuple[str, tuple
     yield "Scorer", _unique(str(run.manifest.get("scorer") or "") for run in trained)
     yield "Precision", _unique(str(run.manifest.get("precision") or "") for run in trained)
     yield "Training data", _unique(_data(run.manifest.get("data")) for run in trained)
+    yield "Decontamination", _unique(_contamination(run.manifest.get("data")) for run in trained)
     yield "Prompt format", _unique(_named(run.manifest.get("prompt_format")) for run in runs)
     for column in table.columns:
         settings = [one.settings for row in table.conditions for one in table.cell(row, column).evaluations]
@@ -170,6 +171,23 @@ def _data(data: Any) -> str:
     )
     parts = [f"{count(amount)} {what}" for amount, what in counts if isinstance(amount, int | float)]
     return ", ".join(part for part in (*parts, _short(data.get("fingerprint"))) if part)
+
+
+def _contamination(data: Any) -> str:
+    """What became of training rows that are benchmark problems (docs/decontamination.md)."""
+    action, benchmarks = inner(data, "contamination", "action"), inner(data, "contamination", "benchmarks")
+    if action == "skip":
+        return "training rows were not checked against the benchmarks"
+    if not isinstance(benchmarks, Mapping) or not benchmarks:
+        return ""
+    found = [
+        f"{count(len(own['matched']))} of {count(own['rows'])} problems of {name}"
+        for name, own in benchmarks.items()
+        if own["matched"]
+    ]
+    became = "removed from" if action == "remove" else "left in"
+    checked = f"training rows were checked against {', '.join(benchmarks)}"
+    return f"{checked}; {became} them: {', '.join(found)}" if found else f"{checked}; none is a problem of these"
 
 
 def _dropped(data: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

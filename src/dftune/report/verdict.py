@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dftune.evaluate.metrics import Difference
 from dftune.report.conditions import Condition
-from dftune.report.load import Evaluation, Run
+from dftune.report.load import Evaluation, Run, inner
 from dftune.report.tables import Cell, ResultTable
 from dftune.report.wording import count, interval, listed, one_line, percent, plural, signed
 
@@ -201,6 +201,7 @@ def notes(table: ResultTable, runs: Sequence[Run]) -> tuple[str, ...]:
     found = (
         *_incomplete(table),
         *_unfinished(runs),
+        *_trained_on(runs),
         *_formats(table),
         *_settings_differ(table),
         *_steps_differ(table),
@@ -230,6 +231,19 @@ def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
         if run.kind == "train" and run.status != "finished":
             last = max((int(row["step"]) for row in run.train), default=0)
             yield f"{run.name} is {run.status}; its last recorded step is {last}."
+
+
+def _trained_on(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        found = inner(run.manifest, "data", "contamination", "benchmarks")
+        if inner(run.manifest, "data", "contamination", "action") != "report" or not isinstance(found, Mapping):
+            continue
+        for name, own in found.items():
+            if own["matched"]:
+                yield (
+                    f"{run.name} was trained on {len(own['matched'])} of the {own['rows']} problems of {name}: its "
+                    "score there is partly memory."
+                )
 
 
 def _formats(table: ResultTable) -> Iterator[str]:

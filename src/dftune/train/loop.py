@@ -36,6 +36,7 @@ from dftune.train.setup import (
     check_joined,
     device_of,
     objective_row,
+    prepare_export,
     reference_key,
     route_of,
     scored_model,
@@ -204,7 +205,7 @@ class _Run:
             world=world,
             sync_each=recipe.distributed.sync_each_micro_batch,
         )
-        self._prepare_export()
+        prepare_export(self.model.model, self.tokenizer, self.format)
 
     def _spread(self, frozen: ScoredModel | None) -> Strategy:
         """Check the model and put it on its device, or devices."""
@@ -227,17 +228,6 @@ class _Run:
         key = reference_key(self.recipe, self.data, self.model, self.format)
         folder = self.data.folder / "reference"
         return reference_logps(self.model, examples, self._batches, folder, key, say=self.say, world=self.world)
-
-    def _prepare_export(self) -> None:
-        """What is saved with the model: the format it was trained with, and the token it ends with."""
-        self.tokenizer.chat_template = self.format.chat_template(self.tokenizer)
-        generation = self.model.model.generation_config
-        known = generation.eos_token_id
-        ends = [self.end_token_id, *(known if isinstance(known, list) else [known])]
-        generation.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
-        if generation.pad_token_id is None:
-            pad = self.tokenizer.pad_token_id
-            generation.pad_token_id = self.end_token_id if pad is None else pad
 
     def train(self, *, resume: bool) -> None:
         """The whole run, from the newest checkpoint if there is one to resume."""

@@ -145,6 +145,19 @@ def route_of(
     )
 
 
+def prepare_export(model: Any, tokenizer: Any, prompt_format: PromptFormat) -> None:
+    """Set what is saved with the model: the format it was trained with, and the token it ends with."""
+    tokenizer.chat_template = prompt_format.chat_template(tokenizer)
+    end_token_id = prompt_format.end_token_id(tokenizer)
+    generation = model.generation_config
+    known = generation.eos_token_id
+    ends = [end_token_id, *(known if isinstance(known, list) else [known])]
+    generation.eos_token_id = list(dict.fromkeys(end for end in ends if end is not None))
+    if generation.pad_token_id is None:
+        pad = tokenizer.pad_token_id
+        generation.pad_token_id = end_token_id if pad is None else pad
+
+
 def base_fingerprint(recipe: Recipe) -> str | None:
     """Of the model that is trained, where it is a folder."""
     path = recipe.model.path

@@ -12,6 +12,7 @@ from dftune.evaluate.answers.shapes import (
     as_list,
     assignments,
     common_value,
+    is_set_of_sets,
     normal,
     unlabelled,
     unlabelled_values,
@@ -134,6 +135,8 @@ class Comparison:
 
     def same_lists(self, gold: Expr, answer: Expr, mine: list[Expr] | None, theirs: list[Expr] | None) -> bool:
         """Equality where at least one side is a list or a set."""
+        if is_set_of_sets(gold) != is_set_of_sets(answer):
+            return False
         golds, answers = [gold] if mine is None else mine, [answer] if theirs is None else theirs
         assigned = self.same_assignments(golds, answers)
         if assigned is not None:

@@ -34,7 +34,8 @@ _CHOICE_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|boldsym
 _LETTERS = re.compile(r"[A-J]{2,8}")
 _LETTER_LIST = re.compile(r"[A-J](?:\s*(?:,|and|\s)\s*[A-J]){1,7}")
 _TIME = re.compile(
-    r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:(?:\\text\s*\{)?\s*([ap])\.?\s*\\?\s*m\.?\s*\}?)?", re.IGNORECASE
+    r"(\d{1,2})(?::(\d{2})(?::(\d{2}))?|(?=[\s\\text{]*[ap]\.?\s*\\?\s*m))\s*(?:(?:\\text\s*\{)?\s*([ap])\.?\s*\\?\s*m\.?\s*\}?)?",
+    re.IGNORECASE,
 )
 _MARKED = re.compile(r"integer|\\(?:mathbb|mathbf)\s*\{?\s*[ZN]|\\in\s*\\?[ZN]\b|constant|parameter")
 _TEXT_MARKUP = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|emph)(?![A-Za-z])|[{}\\$*\"'`.,;:!?()]|~")

@@ -190,6 +190,8 @@ class _Lexer:
             raw = _DECOR.sub("", raw)
             if len(raw) > 1:
                 self.nested(raw, in_text=False)
+            elif raw in ("i", "j", "k") and words.DECORATIONS[name] == "hat":  # unit vectors, as \\mathbf{i}
+                self.single(raw)
             else:
                 self.emit("sym", f"{words.DECORATIONS[name]}:{raw}")
         elif name in ("dot", "ddot"):
@@ -238,7 +240,7 @@ class _Lexer:
             return self.emit("op", "not")
         if name == "ldots":
             return self.emit("dots", "…")
-        if name in ("frac", "sqrt", "cbrt", "binom", "sum", "prod", "int"):
+        if name in ("frac", "sqrt", "cbrt", "binom", "sum", "prod", "int", "lim"):
             return self.emit("cmd", name)
         if name in words.FUNCTIONS:
             return self.emit("func", words.FUNCTIONS[name])

@@ -86,6 +86,16 @@ def filled(items: tuple[Expr, ...]) -> tuple[Expr, ...]:
     return tuple(num(shown[0] + step * index) for index in range(int(count) + 1))
 
 
+def is_set_of_sets(expr: Expr) -> bool:
+    """Whether the expression is a set of several sets: ``{{1}, {2}}``."""
+    return is_set(expr) and len(expr.args) > 1 and all(is_set(arg) for arg in expr.args)
+
+
+def is_set(expr: Expr) -> bool:
+    """Whether the expression is a set with its members listed."""
+    return expr.op == "group" and expr.name == "{}"
+
+
 def has_sign(expr: Expr) -> bool:
     """Whether a plus-minus sign occurs."""
     return has(expr, "pm", "mp")
