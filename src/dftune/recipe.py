@@ -49,7 +49,7 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     """Benchmarks to run when training has ended."""
     generate: GenerateConfig = GenerateConfig()
-    """Negatives and rollouts to be sampled, and the sets made from them: docs/generation.md."""
+    """Negatives and rollouts to be sampled, and the sets made from them: docs/generated-data.md."""
 
     @field_validator("name")
     @classmethod

@@ -12,10 +12,10 @@ from dftune import config
 from dftune.cli import main
 from dftune.data.dataset import PreparedDataset
 from dftune.data.prompts import FORMATS
-from dftune.data.tokenizer import load_tokenizer
 from dftune.demo.problems import generate
 from dftune.demo.run import BASE_MODEL, write_problems
 from dftune.files import read_json
+from dftune.generate.load import load_tokenizer
 from dftune.generate.serve import serving
 
 
@@ -90,7 +90,7 @@ def test_negatives_are_sampled_merged_given_reference_logps_trained_against_and_
 
 def assert_negatives_are_the_samples(data, rows):
     """Every negative that is trained on has the tokens of the completion of its id, and its end token."""
-    tokenizer = load_tokenizer(type("Model", (), {"tokenizer": None, "path": str(BASE_MODEL), "revision": None})())
+    tokenizer = load_tokenizer(BASE_MODEL)
     sampled = {f"{row['id']}#{row['sample']}": row["completion"] for row in rows}
     found = {
         example.id: [int(token) for token in example.input_ids[example.completion_mask]]

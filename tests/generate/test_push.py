@@ -19,14 +19,14 @@ def test_a_name_that_no_dataset_can_have_is_refused(name):
 
 
 def test_without_a_token_it_says_how_to_get_one(no_token):
-    with pytest.raises(ValueError, match="there is none. Log in with `hf auth login`, or set HF_TOKEN"):
+    with pytest.raises(ValueError, match=r"there is none. Log in with `hf auth login`, or set HF_TOKEN"):
         check_can_push("owner/negatives")
 
 
 def test_without_a_network_it_says_that_nothing_is_lost(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_notatoken")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="hub does not answer.*uploads later, without sampling again"):
+    with pytest.raises(ValueError, match=r"hub does not answer.*uploads later, without sampling again"):
         check_can_push("owner/negatives")
 
 

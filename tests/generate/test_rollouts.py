@@ -217,6 +217,7 @@ def test_a_chat_server_is_sent_the_system_message_and_the_problem(tmp_path):
     assert asked == {(("system", "Be brief."), ("user", one.problem)) for one in problems}
 
 
+@pytest.mark.slow
 def test_a_killed_generation_ends_in_the_bytes_of_an_unbroken_one(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     sections = {"negatives": {"num_samples": 6}}

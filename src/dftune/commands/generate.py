@@ -35,7 +35,7 @@ examples:
 Everything goes into the recipe's `generate.folder` (default generated/NAME): KIND.samples.jsonl and .json with every
 completion, and a set with its manifest beside it. The sets are ordinary data: `data.source` of a recipe reads them.
 A killed command is continued by the same command: completions that are there are kept. rft, pairs and weighted need
-no model, and make the same files again. docs/generation.md shows both flows.
+no model, and make the same files again. docs/generated-data.md shows both flows.
 """
 _SAMPLED = ("negatives", "rollouts")
 _DERIVED = ("rft", "pairs", "weighted")
