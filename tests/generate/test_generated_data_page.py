@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from dftune.cli import main
 from dftune.config import key_names
 from dftune.generate.recipe import NegativesConfig

@@ -72,6 +72,15 @@ def test_more_samples_and_problems_are_added_to_what_is_there(tmp_path):
     assert {key: after[key] for key in before} == before
 
 
+def test_asked_for_fewer_problems_the_file_stays_as_it_is(tmp_path):
+    sample(recipe_in(tmp_path, data={"limit": 9}), "rollouts", device="cpu")
+    recipe = recipe_in(tmp_path, data={"limit": 5})
+    before = samples(recipe).read_bytes()
+    found = sample(recipe, "rollouts", device="cpu")
+    assert samples(recipe).read_bytes() == before
+    assert len(found.problems.examples) == 5
+
+
 def test_completions_of_other_settings_are_refused_until_they_are_overwritten(tmp_path):
     sample(recipe_in(tmp_path), "rollouts", device="cpu")
     other = recipe_in(tmp_path, generate={"rollouts": {"temperature": 0.5}})

@@ -145,10 +145,9 @@ def _sampled(recipe: Recipe, args: argparse.Namespace) -> Path:
 
 
 def _read(recipe: Recipe, kind: str) -> Completions:
-    from dftune.generate.sets import read_completions  # noqa: PLC0415
+    from dftune.generate.sets import output_folder, read_completions  # noqa: PLC0415
 
-    folder = recipe.generate.folder or Path("generated") / recipe.name
-    return read_completions(folder / f"{kind}.samples.jsonl", f"dftune generate RECIPE {kind}")
+    return read_completions(output_folder(recipe) / f"{kind}.samples.jsonl", f"dftune generate RECIPE {kind}")
 
 
 def _difficulty(rollouts: Completions) -> Path:

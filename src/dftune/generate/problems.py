@@ -15,7 +15,6 @@ from dftune.data.hub import looks_like_path
 from dftune.data.messages import Message, as_dicts
 from dftune.data.prompts import PromptFormat
 from dftune.data.sources import read_rows
-from dftune.data.tokens import TextEncoder
 from dftune.evaluate.benchmarks import Benchmark, Problem
 from dftune.recipe import Recipe
 
@@ -38,10 +37,14 @@ class Problems:
     counts: Counts
     beyond_limit: tuple[Example, ...]
 
-    def benchmark(self, name: str) -> Benchmark:
+    def at_least(self, num: int) -> tuple[Example, ...]:
+        """Those taken, and further ones where a file already holds completions of so many problems."""
+        return (*self.examples, *self.beyond_limit[: max(0, num - len(self.examples))])
+
+    def benchmark(self, name: str, num_there: int) -> Benchmark:
         """The problems as the machinery that completes and grades takes them; no answer is an empty target."""
-        rows = tuple(map(_problem, self.examples))
-        return Benchmark(name, self.source.source, rows, (*rows, *map(_problem, self.beyond_limit)))
+        source = tuple(map(_problem, self.at_least(num_there)))
+        return Benchmark(name, self.source.source, source[: len(self.examples)], source)
 
     def describe(self) -> dict[str, Any]:
         """For a manifest."""
@@ -51,10 +54,9 @@ class Problems:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered prompt: as text, as token ids, and as the messages it was made from."""
+    """A rendered prompt, and the messages it was made from."""
 
     text: str
-    ids: tuple[int, ...]
     messages: tuple[Message, ...]
 
 
@@ -105,23 +107,21 @@ def render_prompts(
     Raises:
         ValueError: the format cannot render a conversation, or has no place for a system message.
     """
-    texts, asked = [], [conversation(example, system) for example in examples]
-    for example, messages in zip(examples, asked, strict=True):
+    found = {}
+    for example in examples:
+        messages = conversation(example, system)
         if chat:
-            texts.append("\n\n".join(message.content for message in messages))
+            text = "\n\n".join(message.content for message in messages)
         elif len(messages) == 1:
-            texts.append(prompt_format.render(example.problem))
+            text = prompt_format.render(example.problem)
         else:
             try:
                 turns = split_turns(prompt_format, tokenizer, [*messages, Message("assistant", "")], "last")
             except ValueError as error:
                 raise ValueError(f"{example.location}: {error}") from None
-            texts.append(turns[-1].prompt)
-    ids = TextEncoder(tokenizer).beginnings(texts)
-    return {
-        example.id: Prompt(text, tuple(tokens), messages)
-        for example, text, tokens, messages in zip(examples, texts, ids, asked, strict=True)
-    }
+            text = turns[-1].prompt
+        found[example.id] = Prompt(text, messages)
+    return found
 
 
 def _problem(example: Example) -> Problem:

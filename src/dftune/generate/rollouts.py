@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from dftune.data.prompts import PromptFormat, get_format
+from dftune.data.tokens import TextEncoder
 from dftune.evaluate.benchmarks import Problem
 from dftune.evaluate.grade import GRADER_VERSION
 from dftune.evaluate.jobs import Job, SamplingPlan, graded
@@ -16,10 +16,12 @@ from dftune.evaluate.locate import plan
 from dftune.evaluate.models import ModelFiles, find_files
 from dftune.evaluate.results import Results, Row
 from dftune.evaluate.runner import make_engine
+from dftune.files import read_json
 from dftune.generate.base import Request
 from dftune.generate.load import choose_device, choose_dtype, find_model, load_tokenizer
 from dftune.generate.local import LocalEngine
 from dftune.generate.problems import Problems, Prompt, read_problems, render_prompts
+from dftune.generate.sets import output_folder
 from dftune.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -34,6 +36,7 @@ class SampleJob(Job):
     """The completions of one stage; problems may have no reference answer, and earlier messages."""
 
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    encoder: TextEncoder | None = None
     chat: bool = False
 
     def prompt(self, problem: Problem) -> str:
@@ -44,7 +47,9 @@ class SampleJob(Job):
         """What asks for the first completion of a problem."""
         prompt = self.prompts[problem.id]
         messages = tuple((message.role, message.content) for message in prompt.messages) if self.chat else ()
-        return Request(problem.id, prompt.ids, text=prompt.text, messages=messages)
+        self.encoder = self.encoder or TextEncoder(tokenizer)
+        ids = tuple(self.encoder.beginnings([prompt.text])[0])
+        return Request(problem.id, ids, text=prompt.text, messages=messages)
 
     def graded(self, row: Row) -> Row:
         """A row with its verdict: ungraded where there is nothing to compare with."""
@@ -66,11 +71,6 @@ class Sampled:
     results: Results
     prompt_format: PromptFormat
     num_samples: int
-
-
-def output_folder(recipe: Recipe) -> Path:
-    """Where the generated files of a recipe go."""
-    return recipe.generate.folder or Path("generated") / recipe.name
 
 
 def sample(
@@ -110,16 +110,15 @@ def sample(
     prompt_format = get_format(config.prompt_format or recipe.data.prompt_format, tokenizer)
     prompt_format.end_token_id(tokenizer)
     chat = bool(config.server) and config.chat
-    prompts = render_prompts(
-        (*problems.examples, *problems.beyond_limit), settings.system, prompt_format, tokenizer, chat=chat
-    )
+    results = Results(output_folder(recipe), kind, SAMPLES)
+    there = read_json(results.settings_path)["num_problems"] if results.settings_path.is_file() else 0
     job = SampleJob(
-        problems.benchmark(kind),
+        problems.benchmark(kind, there),
         SamplingPlan(SAMPLES, settings.num_samples, settings.parameters, ()),
-        Results(output_folder(recipe), kind, SAMPLES),
+        results,
         prompt_format,
         _settings(recipe, files, prompt_format, kind, dtype),
-        prompts=prompts,
+        prompts=render_prompts(problems.at_least(there), settings.system, prompt_format, tokenizer, chat=chat),
         chat=chat,
     )
     job.open(overwrite=overwrite)

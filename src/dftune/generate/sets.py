@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dftune.data.prompts import PromptFormat
 from dftune.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from dftune.recipe import Recipe
 
 Row = dict[str, Any]
 
@@ -35,7 +37,7 @@ class Completions:
     rows: tuple[Row, ...]
     settings: Mapping[str, Any]
 
-    @property
+    @cached_property
     def prompt_format(self) -> PromptFormat:
         """That they were sampled with."""
         return PromptFormat.from_record(self.settings["prompt_format"])
@@ -65,6 +67,11 @@ class Completions:
         """For a manifest: what a set was made from."""
         kept = {key: self.settings[key] for key in _OF_SETTINGS if key in self.settings}
         return {"file": self.path.name, "sha256": sha256_file(self.path), **kept, "grader": self.settings["grader"]}
+
+
+def output_folder(recipe: Recipe) -> Path:
+    """Where the generated files of a recipe go."""
+    return recipe.generate.folder or Path("generated") / recipe.name
 
 
 def read_completions(path: Path, command: str) -> Completions:
