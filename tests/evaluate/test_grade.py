@@ -460,3 +460,24 @@ def test_numbers_tuples_and_sets_are_equal_from_either_side():
         != (compare_answers(row["prediction"], row["gold"]).equal is True)
     ]
     assert len(one_way) <= 0.02 * len(rows), one_way
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\infty", r"\text{no solution}"),
+        (r"\emptyset", "(5,2)"),
+        (r"10:05 \text{ a.m.}", "2"),
+        (r"\frac{1}{2}", r"\frac{N}{2}"),
+        ("F_{n+1}", "f(x)=x"),
+        ("C.", "f(x)=x"),
+        (r"\text{2A}_{16}", "2"),
+        ("B", r"f(x)=c \text{ for any constant } c"),
+        ("[2,5]", "2,5"),
+        (r"\mathbb{R}", r"\mathbb{R}^+"),
+        (r"120^{\circ}", r"120 \text{ radians}"),
+        (r"\{1,2\}", r"\{\{1\},\{2\}\}"),
+    ],
+)
+def test_answers_once_taken_for_another_are_told_apart(gold, answer):
+    assert grade(gold, boxed(answer)).verdict == "incorrect"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 from dftune.evaluate.grade import grade
@@ -33,7 +34,7 @@ class Pair:
 
 @dataclass
 class Column:
-    """What one grader said: True, False, or None where it gave no verdict."""
+    """What one grader said: True, False, or None where it gave no verdict; and its processor time."""
 
     verdicts: list[bool | None] = field(default_factory=list)
     seconds: float = 0.0
@@ -55,7 +56,15 @@ class Agreement:
         """The table, and the first rows on which graders differ."""
         labelled = any(pair.label is not None for pair in self.pairs)
         ours = self.columns[OURS].verdicts
-        heads = ["grader", "correct", "no verdict", "agrees with ours", "correct only by it", "only by ours", "pairs/s"]
+        heads = [
+            "grader",
+            "correct",
+            "no verdict",
+            "agrees with ours",
+            "correct only by it",
+            "only by ours",
+            "pairs/CPU s",
+        ]
         heads += ["agrees with labels", "false +", "false -"] if labelled else []
         rows = [heads]
         for name, column in self.columns.items():
@@ -118,20 +127,24 @@ def compare_graders(pairs: Sequence[Pair], *, show: int = 10) -> Agreement:
     if not pairs:
         raise ValueError("There is nothing to compare. Pass a file with at least one completion.")
     answers: list[str | None] = []
+    children = _seconds_of_children()
     with ExitStack() as stack:
         graders: dict[str, Grader] = {TEMPLATE: r1_zero, "r1-zero, our extraction": _r1_zero_extracted, "Qwen": qwen}
         if MathVerify.installed():
             graders["Math-Verify"] = stack.enter_context(MathVerify()).verdict
         columns = {OURS: Column(), **{name: Column() for name in graders}}
         for pair in pairs:
+            start = thread_time()
             verdict = grade(pair.gold, pair.completion)
+            columns[OURS].seconds += thread_time() - start
             answers.append(verdict.answer)
             columns[OURS].verdicts.append({"correct": True, "incorrect": False}.get(verdict.verdict))
-            columns[OURS].seconds += verdict.elapsed
             for name, grader in graders.items():
-                start = perf_counter()
+                start = thread_time()
                 columns[name].verdicts.append(grader(pair.gold, pair.completion))
-                columns[name].seconds += perf_counter() - start
+                columns[name].seconds += thread_time() - start
+    if "Math-Verify" in columns:
+        columns["Math-Verify"].seconds = _seconds_of_children() - children
     differing = []
     for index, (pair, answer) in enumerate(zip(pairs, answers, strict=True)):
         said = {name: column.verdicts[index] for name, column in columns.items()}
@@ -139,6 +152,12 @@ def compare_graders(pairs: Sequence[Pair], *, show: int = 10) -> Agreement:
             label = {} if pair.label is None else {"label": pair.label}
             differing.append({"id": pair.id, "target": pair.gold, "answer": answer, **said, **label})
     return Agreement(pairs, columns, differing, show)
+
+
+def _seconds_of_children() -> float:
+    """Processor seconds of processes that this one started and that have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def _r1_zero_extracted(gold: str, completion: str) -> bool:

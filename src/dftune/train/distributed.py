@@ -16,7 +16,7 @@ from dftune.recipe import Recipe
 from dftune.train.config import DistributedConfig
 from dftune.train.model import ScoredModel
 from dftune.train.setup import device_of
-from dftune.train.shards import broadcast_weights, make_mesh, shard
+from dftune.train.shards import make_mesh, shard, start_from_main
 from dftune.train.world import ALONE, World, give_way
 
 Strategy = Literal["none", "ddp", "fsdp"]
@@ -150,17 +150,18 @@ def spread(
     """Put the model to be trained, and frozen ones beside it, where the strategy wants them.
 
     Args:
-        models: the trained one first; the same on every rank; changed in place.
-        strategy: ``fsdp`` shards them; otherwise every rank holds them whole, from the weights of rank 0.
+        models: the trained one first; changed in place. All ranks start from the weights of rank 0.
+        strategy: ``fsdp`` shards them; otherwise every rank holds them whole.
         config: says how to shard.
         world: the ranks.
         device: of this rank.
     """
     mesh = make_mesh(world, config, device) if strategy == "fsdp" else None
     for index, model in enumerate(models):
+        held = {name: value.detach() for name, value in model.named_parameters()} if world.main else {}
         if mesh is not None:
             shard(model, mesh, config, trained=index == 0)
-            continue
-        model.to(device)
+        else:
+            model.to(device)
         if world.size > 1:
-            broadcast_weights(model)
+            start_from_main(model, held, device)

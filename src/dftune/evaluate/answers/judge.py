@@ -135,9 +135,10 @@ def _read(text: str) -> Reading:
         return Reading(cleaned, (num(NUMBER_WORDS.index(key)),), "")
     if _NEGATION.search(cleaned):  # "not 5" is a statement about 5, not 5
         return Reading(cleaned, (Expr("text", name=_squeezed(_TEXT_MARKUP.sub(" ", cleaned))),), "")
+    numeral = _numeral(cleaned)
+    if numeral is not None and not numeral[0].isdigit():  # with letters for digits
+        return Reading(cleaned, (node("base", num(int(numeral[1])), name=numeral[0]),), "")
     trees, error = _parsed(cleaned)
-    if not trees and (numeral := _numeral(cleaned)) is not None:  # with letters for digits
-        trees = (node("base", num(int(numeral[1])), name=numeral[0]),)
     return Reading(cleaned, trees, error)
 
 
@@ -175,6 +176,8 @@ def _by_text(gold: Reading, answer: Reading) -> Outcome | None:
     clock = _same_time(gold.text, answer.text)
     if clock is not None:
         return Outcome(clock, "time", "same time" if clock else "different times")
+    if _is_clock(gold.text) or _is_clock(answer.text):
+        return Outcome(False, "time", "only one is a time")
     numeral, other_numeral = _numeral(gold.text), _numeral(answer.text)
     if numeral is not None and other_numeral is not None:
         same = numeral == other_numeral
@@ -292,6 +295,12 @@ def _same_time(gold: str, answer: str) -> bool | None:
     if same and (half == other_half or not half or not other_half):
         return True
     return False if half or other_half or same else None
+
+
+def _is_clock(text: str) -> bool:
+    """Hours and minutes of a half day: never a ratio, as ``10:05`` may be."""
+    found = _TIME.fullmatch(text)
+    return found is not None and found.group(2) is not None and found.group(4) is not None
 
 
 def _is_words(reading: Reading) -> bool:

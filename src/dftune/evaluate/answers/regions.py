@@ -104,7 +104,7 @@ def _points(items: tuple[Expr, ...], budget: Budget) -> Region | None:
         return None
     for item in items:
         point = _interval(item, item, (True, True), budget)
-        if point is None:
+        if point is None or not point[0].low_value.is_finite():  # infinity is no point of the line
             return None
         found += point
     return found

@@ -28,7 +28,7 @@ def renamings(gold: Expr, answer: Expr, *, marked: bool) -> Iterator[dict[str, s
     """
     mine, theirs = value_symbols(gold), value_symbols(answer)
     only_gold, only_answer = sorted(mine - theirs), sorted(theirs - mine)
-    if not 0 < len(only_gold) == len(only_answer) <= _MAX_RENAMED:
+    if gold.op == "sym" or not 0 < len(only_gold) == len(only_answer) <= _MAX_RENAMED:
         return
     label = split_label(gold)
     is_function = label is not None and bool(label.arguments)

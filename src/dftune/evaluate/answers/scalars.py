@@ -358,13 +358,14 @@ def _drop_unit(expr: Expr, other: Expr, *, compound: bool = False) -> Expr:
     """``12 m`` as 12 when the other side has no variable at all; ``compound`` asks for a quotient such as m/s."""
     if expr.op != "mul" or symbols(other) or not symbols(expr):
         return expr
-    kept, quotient = [], False
+    kept: list[Expr] = []
+    quotient = False
     for factor in expr.args:
         base, divides = factor, False
         while base.op == "pow":
             divides = divides or (base.args[1].value or 0) < 0
             base = base.args[0]
-        if base.op == "sym" and base.name in UNIT_LETTERS:
+        if kept and base.op == "sym" and base.name in UNIT_LETTERS:  # 12 m, not N/2
             quotient = quotient or divides
         else:
             kept.append(factor)
