@@ -84,8 +84,9 @@ def test_asked_for_fewer_problems_the_file_stays_as_it_is(tmp_path):
 def test_completions_of_other_settings_are_refused_until_they_are_overwritten(tmp_path):
     sample(recipe_in(tmp_path), "rollouts", device="cpu")
     other = recipe_in(tmp_path, generate={"rollouts": {"temperature": 0.5}})
-    with pytest.raises(ValueError, match=r"sampling.temperature: 1.0 there, 0.5 asked for"):
+    with pytest.raises(ValueError, match=r"sampling.temperature: 1.0 there, 0.5 asked for") as refused:
         sample(other, "rollouts", device="cpu")
+    assert "--label" not in str(refused.value)  # an option of evaluate
     sample(other, "rollouts", device="cpu", overwrite=True)
     assert json.loads(samples(other).with_suffix(".json").read_text())["sampling"]["temperature"] == 0.5
 

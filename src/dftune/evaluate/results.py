@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dftune.evaluate.benchmarks import Benchmark, Problem
 from dftune.evaluate.protocols import stored_protocols
@@ -34,6 +34,9 @@ class Results:
         settings: how they were made, and for how many problems and samples.
         rows: by problem id and sample.
     """
+
+    beside: ClassVar[str] = " Samples of another temperature can stand beside it under another --label."
+    """What else can be done where the settings differ."""
 
     def __init__(self, folder: Path, benchmark: str, sampling: str) -> None:
         self.path = folder / f"{benchmark}.{sampling}.jsonl"
@@ -76,7 +79,7 @@ class Results:
                 "Move it away, or replace it with --overwrite."
             )
         if before is not None:
-            check_same(self.path, before, {**_of(benchmark), **settings})
+            check_same(self.path, before, {**_of(benchmark), **settings}, self.beside)
         self.settings = self._grown(before, settings, benchmark)
         if before is not None:
             rows = read_jsonl(self.path, partial_last_line=True)
@@ -190,7 +193,7 @@ class Results:
             self.rows = {(row["id"], row["sample"]): row for row in ordered}
 
 
-def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any], beside: str = "") -> None:
     """Compare the settings that results were made with to those asked for.
 
     Raises:
@@ -202,8 +205,7 @@ def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any
         listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
         raise ValueError(
             f"{path} holds completions made with other settings:\n{listed}\n"
-            "Use the same ones to continue it, --overwrite to replace it, or another --output. Samples of another "
-            "temperature can stand beside it under another --label."
+            f"Use the same ones to continue it, --overwrite to replace it, or another --output.{beside}"
         )
 
 

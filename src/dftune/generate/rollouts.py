@@ -31,6 +31,12 @@ SAMPLES = "samples"
 UNKNOWN = {"answer": None, "rule": None, "verdict": "ungraded", "stage": "gold", "reason": "no reference answer"}
 
 
+class SampleResults(Results):
+    """``KIND.samples.json`` and ``.jsonl``; there is one of each in a folder."""
+
+    beside = ""
+
+
 @dataclass
 class SampleJob(Job):
     """The completions of one stage; problems may have no reference answer, and earlier messages."""
@@ -110,7 +116,7 @@ def sample(
     prompt_format = get_format(config.prompt_format or recipe.data.prompt_format, tokenizer)
     prompt_format.end_token_id(tokenizer)
     chat = bool(config.server) and config.chat
-    results = Results(output_folder(recipe), kind, SAMPLES)
+    results = SampleResults(output_folder(recipe), kind, SAMPLES)
     there = read_json(results.settings_path)["num_problems"] if results.settings_path.is_file() else 0
     job = SampleJob(
         problems.benchmark(kind, there),
