@@ -91,7 +91,7 @@ def test_completions_that_a_server_refused_are_no_set(recipe, tmp_path, capfd):
     try:
         assert main(["generate", path, "negatives"]) == 1
         said = capfd.readouterr()
-        assert "the same command asks for the rest" in said.err
+        assert "Run the same command again: it asks for the missing ones only" in said.err
         assert not list((tmp_path / "generated").glob("negatives.parquet"))
         assert main(["generate", path, "negatives"]) == 0
     finally:

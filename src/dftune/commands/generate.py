@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sample, derive or compute, and say what came of it."""
-    from dftune.generate.base import IncompleteError  # noqa: PLC0415
     from dftune.recipe import load_recipe  # noqa: PLC0415
 
     recipe = load_recipe(args.recipe, args.overrides)
@@ -66,19 +64,12 @@ def run(args: argparse.Namespace) -> int:
         generate = recipe.generate.model_copy(update={"folder": args.output})
         recipe = recipe.model_copy(update={"generate": generate})
     _check(args)
-    try:
-        if args.what == "reference":
-            made = _reference(recipe)
-        elif args.what in _SAMPLED:
-            made = _sampled(recipe, args)
-        else:
-            made = _derived(recipe, args)
-    except IncompleteError as error:
-        print(
-            f"dftune generate: {error}\nWhat was delivered is saved; the same command asks for the rest.",
-            file=sys.stderr,
-        )
-        return 1
+    if args.what == "reference":
+        made = _reference(recipe)
+    elif args.what in _SAMPLED:
+        made = _sampled(recipe, args)
+    else:
+        made = _derived(recipe, args)
     if args.push_to_hub is not None:
         from dftune.generate.push import push_set  # noqa: PLC0415
 
