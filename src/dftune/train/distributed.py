@@ -46,7 +46,7 @@ def check_world(config: DistributedConfig) -> int:
         )
     if config.world_size not in (None, size):
         raise ValueError(
-            f"distributed.world_size asks for {config.world_size} processes, and {size} was launched. "
+            f"distributed.world_size asks for {config.world_size} processes; launched: {size}. "
             f"Start it with `dftune train --nproc {config.world_size} RECIPE`, or set distributed.world_size={size}."
         )
     if config.strategy != "auto" and missing:
@@ -130,18 +130,21 @@ def lost_ranks_named(world: World, timeout_s: float) -> Iterator[None]:
 
 
 def strategy_of(config: DistributedConfig, world: World, scored: ScoredModel, device: torch.device) -> Strategy:
-    """How the model is spread over the ranks; the decision of rank 0."""
+    """How the model is spread over the ranks: what the recipe says, or what rank 0 decides when it has the model."""
     if config.strategy != "auto":
-        return config.strategy
-    if world.size == 1:
-        return "none"
-    if device.type != "cuda":
-        return "ddp"
-    needed = _BYTES_A_PARAMETER * sum(parameter.numel() for parameter in scored.parameters() if parameter.requires_grad)
-    needed += sum(parameter.nbytes for parameter in scored.parameters() if not parameter.requires_grad)
+        decided: Strategy = config.strategy
+    elif world.size == 1:
+        decided = "none"
+    else:
+        decided = "fsdp" if device.type == "cuda" and _is_large(scored, device) else "ddp"
+    return world.from_main(lambda: decided)
+
+
+def _is_large(scored: ScoredModel, device: torch.device) -> bool:
+    trained = sum(parameter.numel() for parameter in scored.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.nbytes for parameter in scored.parameters() if not parameter.requires_grad)
     room = _SHARE_OF_DEVICE * torch.cuda.get_device_properties(device).total_memory
-    chosen: Strategy = "fsdp" if needed > room else "ddp"
-    return world.from_main(lambda: chosen)
+    return _BYTES_A_PARAMETER * trained + frozen > room
 
 
 def spread(
