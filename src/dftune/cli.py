@@ -16,6 +16,7 @@ _OVERRIDE = re.compile(r"[\w.-]+=")
 COMMANDS = {
     "demo": "fine-tune, evaluate and compare a tiny model, with no network, in under five minutes",
     "prepare": "turn a source into a prepared dataset: filtered, split, formatted, tokenised",
+    "generate": "sample negatives or rollouts for the training problems, and make training sets from them",
     "train": "train a model as a recipe says",
     "evaluate": "generate completions for benchmarks, grade them, print accuracy with an interval",
     "serve": "serve a model over the OpenAI-compatible protocol, with vLLM or transformers",
@@ -84,7 +85,9 @@ def _run(parsed: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except KeyboardInterrupt:
-        _complain("\nInterrupted. `--resume` continues a training run from its last checkpoint.")
+        _complain(
+            "\nInterrupted. `--resume` continues a training run; evaluate and generate go on by the same command."
+        )
         status = 130
     except (ArithmeticError, OSError, IncompleteError) as error:
         _complain(f"dftune {parsed.command}: {_message(error)}")

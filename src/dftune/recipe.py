@@ -12,6 +12,7 @@ from dftune.config import Config
 from dftune.data.config import DataConfig
 from dftune.evaluate.config import EvaluateConfig
 from dftune.files import check_name
+from dftune.generate.recipe import GenerateConfig
 from dftune.train.config import (
     DistributedConfig,
     ModelConfig,
@@ -47,6 +48,8 @@ class Recipe(Config):
     """Several processes, on one machine or more."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Benchmarks to run when training has ended."""
+    generate: GenerateConfig = GenerateConfig()
+    """Negatives and rollouts to be sampled, and the sets made from them: docs/generated-data.md."""
 
     @field_validator("name")
     @classmethod

@@ -24,7 +24,7 @@ SETTINGS = {
 
 
 def render(problem):
-    return f"Q: {problem}"
+    return f"Q: {problem.problem}"
 
 
 def regraded(row):

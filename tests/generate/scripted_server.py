@@ -10,7 +10,7 @@ from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PROBE = "Once there was a"
-FEATURES = {"n", "stop", "logprobs", "seed", "temperature", "max_tokens", "token_prompts"}
+FEATURES = {"n", "stop", "logprobs", "seed", "temperature", "max_tokens", "token_prompts", "top_k"}
 
 
 class ScriptedServer(ThreadingHTTPServer):
@@ -63,7 +63,8 @@ class ScriptedServer(ThreadingHTTPServer):
         source = [prompt]
         with self.lock:
             self.first = body["temperature"] if self.first is None else self.first
-        if (self.first if self.fixed else body["temperature"]) != 0 and "temperature" in self.takes:
+        likeliest = body.get("top_k") == 1 and "top_k" in self.takes
+        if (self.first if self.fixed else body["temperature"]) != 0 and "temperature" in self.takes and not likeliest:
             with self.lock:
                 self.texts += 1
                 source += [body["seed"] if "seed" in self.takes and "seed" in body else self.texts, index]

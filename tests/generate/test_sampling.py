@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import TopKLogitsWarper
 
 from dftune.generate.sampling import RowRandom, pick_tokens
 
@@ -73,3 +74,27 @@ def test_random_numbers_of_rows_are_uniform_and_unrelated():
     # Correlations of 200 pairs have standard error 0.07; 4.5 of them for the largest of 19,900.
     correlations = torch.corrcoef(numbers.T) - torch.eye(200)
     assert correlations.abs().max() < 0.36
+
+
+def test_top_k_keeps_the_likeliest_tokens_and_top_p_is_a_share_of_what_they_hold():
+    two = torch.tensor([0, 0.625, 0, 0.375])  # 0.5 and 0.3 of 0.8
+    torch.testing.assert_close(shares(PROBS, temperature=1.0, top_p=1.0, top_k=2), two, atol=1e-3, rtol=0)
+    # 0.5 is 0.625 of what the two hold: it alone holds a share of 0.62, and not one of 0.63
+    one = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    torch.testing.assert_close(shares(PROBS, temperature=1.0, top_p=0.62, top_k=2), one, atol=1e-3, rtol=0)
+    torch.testing.assert_close(shares(PROBS, temperature=1.0, top_p=0.63, top_k=2), two, atol=1e-3, rtol=0)
+    torch.testing.assert_close(shares(PROBS, temperature=1.0, top_p=1.0, top_k=9), PROBS, atol=1e-3, rtol=0)
+
+
+def test_top_k_of_equally_likely_tokens_keeps_those_with_lower_ids():
+    picked = shares(torch.full((4,), 0.25), temperature=1.0, top_p=1.0, top_k=3)
+    torch.testing.assert_close(picked, torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]), atol=1e-3, rtol=0)
+
+
+def test_top_k_keeps_what_transformers_keeps():
+    warp = TopKLogitsWarper(5)
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    kept = warp(None, logits.clone()).isfinite()
+    for row in range(3):
+        picked = pick_tokens(logits[row].expand(2000, -1), temperature=1.0, top_p=1.0, top_k=5, uniforms=GRID)
+        assert set(picked.tolist()) == set(kept[row].nonzero().flatten().tolist())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from dftune.data.config import ColumnsConfig, DataConfig
+from dftune.data.config import ColumnsConfig, SourceConfig
 from dftune.data.named import Made, NamedSource, named_source
 from dftune.data.negatives import negative_columns
 
@@ -15,6 +15,8 @@ _USUAL_NAMES = {
     "solution": ("solution", "output", "completion", "response", "generated_solution", "answer"),
     "negatives": ("negatives", "rejected", "generated_", "generated"),
 }
+
+Source = TypeVar("Source", bound=SourceConfig)
 
 
 class MissingColumnsError(ValueError):
@@ -73,7 +75,7 @@ LAYOUTS = (
 """The first whose columns are all there is taken."""
 
 
-def recognised(found: Iterable[str], config: DataConfig) -> tuple[Layout, DataConfig] | None:
+def recognised(found: Iterable[str], config: Source) -> tuple[Layout, Source] | None:
     """The layout of a source that lacks the default columns, and the settings to read it with.
 
     None where the recipe says which columns to read, or no layout fits.
@@ -97,13 +99,13 @@ class Wanted:
     from published ones count as there where those are.
     """
 
-    config: DataConfig
+    config: SourceConfig
     named: NamedSource | None
     made: Mapping[str, Made]
     nested: tuple[str, ...]
 
     @classmethod
-    def of(cls, config: DataConfig) -> Wanted:
+    def of(cls, config: SourceConfig) -> Wanted:
         """Those of a ``data`` section."""
         named = named_source(config.source)
         used = [name for name in config.columns.model_dump().values() if name is not None]

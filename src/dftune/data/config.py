@@ -59,8 +59,8 @@ class DecontaminateConfig(Config):
     """Cosine of two embeddings from which numbers and answers are compared."""
 
 
-class DataConfig(Config):
-    """From a source to a prepared dataset."""
+class SourceConfig(Config):
+    """Where rows come from, and which of them are wanted."""
 
     source: str
     """JSONL, CSV, parquet or Arrow file, a folder of such files, a saved dataset, a Hugging Face dataset id, or the
@@ -83,6 +83,18 @@ class DataConfig(Config):
     """Keep the first so many rows that pass the other filters."""
     require_answer: bool = False
     """Drop rows without an answer, neither in the column nor in the solution."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_source(cls, values: object) -> object:
+        return with_named_defaults(values) if isinstance(values, dict) else values
+
+
+class DataConfig(SourceConfig):
+    """From a source to a prepared dataset."""
+
+    keep_duplicates: bool = False
+    """Keep rows that repeat an earlier one under another id, as the copies in a weighted set do."""
     num_negatives: Annotated[int, Field(ge=1)] | None = None
     """Negatives a row and epoch; all by default. A row that has fewer gives what it has."""
     rotate_negatives: bool = False
@@ -104,11 +116,6 @@ class DataConfig(Config):
     """The check of the training rows against benchmarks."""
     prepared: Path
     """Folder for the prepared dataset."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named_source(cls, values: object) -> object:
-        return with_named_defaults(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _negatives_are_there(self) -> DataConfig:

@@ -305,6 +305,8 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     for key in ("negatives", "input"):  # so that a dataset without them stays what it was before there were any
         if settings["columns"][key] is None:
             del settings["columns"][key]
+    if not settings["keep_duplicates"]:
+        del settings["keep_duplicates"]
     return settings
 
 

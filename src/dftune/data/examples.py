@@ -12,7 +12,7 @@ from typing import Any
 
 from dftune.data import negatives
 from dftune.data.cells import content_of, exchange, has_surrogate, is_answer, is_conversation, question, scalar, text
-from dftune.data.config import DataConfig
+from dftune.data.config import SourceConfig
 from dftune.data.dataset import Counts, Dropped, NegativeCounts
 from dftune.data.messages import Message
 from dftune.data.negatives import Negative
@@ -129,11 +129,12 @@ class Ledger:
 
 def select_examples(
     rows: Iterable[Row],
-    config: DataConfig,
+    config: SourceConfig,
     ledger: Ledger,
     progress: Callable[[int], None] | None = None,
     *,
     folder: Path | None = None,
+    keep_duplicates: bool = False,
 ) -> tuple[Spool[Example], str]:
     """Turn rows into examples, dropping what the settings leave out.
 
@@ -143,6 +144,7 @@ def select_examples(
         ledger: counts every row read and every row dropped.
         progress: called now and then with the number of rows read.
         folder: where many examples are kept meanwhile; the system's folder for temporary files by default.
+        keep_duplicates: rows that repeat an earlier one under another id are examples of their own.
 
     Returns:
         The examples in the order of the source, and the SHA-256 of the rows read. In memory are about 200 bytes a row.
@@ -151,7 +153,7 @@ def select_examples(
         ValueError: a value has the wrong type, an id stands for two different rows, or a named column never occurs.
     """
     digest = hashlib.sha256()
-    selection = _Selection(config, ledger, Spool(folder))
+    selection = _Selection(config, ledger, Spool(folder), keep_duplicates=keep_duplicates)
     named = _named_columns(config)
     for location, row in rows:
         ledger.num_rows += 1
@@ -173,8 +175,10 @@ def select_examples(
 class _Selection:
     """The examples chosen so far, in the order of the source."""
 
-    def __init__(self, config: DataConfig, ledger: Ledger, examples: Spool[Example]) -> None:
-        self.config, self.ledger, self.examples = config, ledger, examples
+    def __init__(
+        self, config: SourceConfig, ledger: Ledger, examples: Spool[Example], *, keep_duplicates: bool
+    ) -> None:
+        self.config, self.ledger, self.examples, self.keep_duplicates = config, ledger, examples, keep_duplicates
         self.by_content: dict[int, int] = {}
         """Place of each example by the number that its content is hashed to."""
         self.by_id: dict[str, int] = {}
@@ -196,7 +200,7 @@ class _Selection:
             return
         content = fields.content()
         place = self.by_content.get(int(content, 16))
-        if place is not None:
+        if place is not None and not self.keep_duplicates:
             self._join(place, usable, location)
             return
         example = fields.example(content, location, usable)
@@ -311,7 +315,7 @@ class _Fields:
     """None where the settings name no negatives."""
 
     @classmethod
-    def read(cls, row: dict[str, Any], config: DataConfig, location: str) -> _Fields:
+    def read(cls, row: dict[str, Any], config: SourceConfig, location: str) -> _Fields:
         columns = config.columns
         history, problem, solution = _texts(row, config, location)
         if columns.input is not None and (more := text(row.get(columns.input), columns.input, location)).strip():
@@ -343,7 +347,7 @@ class _Fields:
             values.append({"history": self.history})
         return canonical_json(values) + b"\n"
 
-    def reason_to_drop(self, config: DataConfig) -> str | None:
+    def reason_to_drop(self, config: SourceConfig) -> str | None:
         if config.sources and self.source not in config.sources:
             return NOT_SELECTED
         if self.solution is None:
@@ -365,7 +369,7 @@ class _Fields:
         )
 
 
-def _texts(row: dict[str, Any], config: DataConfig, location: str) -> tuple[tuple[Message, ...], str, str | None]:
+def _texts(row: dict[str, Any], config: SourceConfig, location: str) -> tuple[tuple[Message, ...], str, str | None]:
     """What was said before, the problem, and the solution, from text or conversations in either column."""
     columns = config.columns
     asking, answering = row.get(columns.problem), row.get(columns.solution)
@@ -389,7 +393,7 @@ def _texts(row: dict[str, Any], config: DataConfig, location: str) -> tuple[tupl
     return (), text(asking, columns.problem, location), solution
 
 
-def _named_columns(config: DataConfig) -> set[str]:
+def _named_columns(config: SourceConfig) -> set[str]:
     # A column set by hand must exist; the default names of optional columns need not.
     optional = ("answer", "source", "id")
     fields = type(config.columns).model_fields

@@ -102,7 +102,7 @@ def export(kind: Kind, dataset: PreparedDataset, data: DataConfig, folder: Path)
 
 def _splits(dataset: PreparedDataset, data: DataConfig) -> dict[Split, Iterator[Exported]]:
     rows, config, _ = open_rows(data)
-    examples, rows_sha256 = select_examples(rows, config, Ledger())
+    examples, rows_sha256 = select_examples(rows, config, Ledger(), keep_duplicates=data.keep_duplicates)
     if rows_sha256 != dataset.manifest["rows_sha256"]:
         raise ValueError(
             f"the rows of {data.source} have changed since {dataset.folder} was prepared. Run `dftune prepare RECIPE "

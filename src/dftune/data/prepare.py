@@ -75,7 +75,12 @@ def _prepare(recipe: Recipe, force: bool, report: Progress, sizes: list[int]) ->
     ledger = Ledger()
     rows, data, recognised = open_rows(recipe.data)
     examples, rows_sha256 = select_examples(
-        rows, data, ledger, lambda count: report("reading", count, None), folder=meanwhile
+        rows,
+        data,
+        ledger,
+        lambda count: report("reading", count, None),
+        folder=meanwhile,
+        keep_duplicates=data.keep_duplicates,
     )
     sizes.append(examples.num_bytes)
     report("reading", ledger.num_rows, ledger.num_rows)

@@ -10,8 +10,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from dftune.data.columns import MissingColumnsError, Wanted, recognised
-from dftune.data.config import DataConfig
+from dftune.data.columns import MissingColumnsError, Source, Wanted, recognised
+from dftune.data.config import SourceConfig
 from dftune.data.hub import hub_reachable, looks_like_path, offline
 from dftune.data.named import NamedSource, copy_of
 
@@ -21,7 +21,7 @@ Row = tuple[str, dict[str, Any]]
 _BATCH = 1000
 
 
-def read_rows(config: DataConfig) -> Iterator[Row]:
+def read_rows(config: SourceConfig) -> Iterator[Row]:
     """Read the source of a ``data`` section row by row.
 
     An existing path wins over a hub id or a known training set of the same name.
@@ -46,7 +46,7 @@ def read_rows(config: DataConfig) -> Iterator[Row]:
     return ((where, wanted.filled(row, where)) for where, row in rows)
 
 
-def open_rows(config: DataConfig) -> tuple[Iterator[Row], DataConfig, str | None]:
+def open_rows(config: Source) -> tuple[Iterator[Row], Source, str | None]:
     """Read a source whose columns may have to be recognised.
 
     Returns:

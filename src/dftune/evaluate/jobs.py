@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Job:
         Raises:
             ValueError: what is there was made otherwise, or cannot be scored by a protocol.
         """
-        self.results.open(self.settings, self.benchmark, self.prompt_format.render, graded, overwrite=overwrite)
+        self.results.open(self.settings, self.benchmark, self.prompt, self.graded, overwrite=overwrite)
         self._use_scores()
 
     def _use_scores(self) -> None:
@@ -183,20 +183,31 @@ class Job:
                 self.results.add_seconds(clock.take())
 
     def _requests(self, tokenizer: Any) -> list[Request]:
-        prompts: dict[str, tuple[tuple[int, ...], str]] = {}
+        first: dict[str, Request] = {}
         requests = []
         for problem, sample in self.missing():
-            if problem.id not in prompts:
-                ids = tuple(self.prompt_format.encode_prompt(tokenizer, problem.problem))
-                prompts[problem.id] = (ids, self.prompt_format.render(problem.problem))
-            ids, text = prompts[problem.id]
-            requests.append(Request(problem.id, ids, sample, text))
+            if problem.id not in first:
+                first[problem.id] = self.request(problem, tokenizer)
+            requests.append(replace(first[problem.id], sample=sample))
         return requests
 
+    def request(self, problem: Problem, tokenizer: Any) -> Request:
+        """What asks for the first completion of a problem."""
+        ids = tuple(self.prompt_format.encode_prompt(tokenizer, problem.problem))
+        return Request(problem.id, ids, text=self.prompt(problem))
+
+    def prompt(self, problem: Problem) -> str:
+        """The rendered prompt of a problem."""
+        return self.prompt_format.render(problem.problem)
+
+    def graded(self, row: Row) -> Row:
+        """A row with its verdict."""
+        return graded(row)
+
     def _row(self, problem: Problem, done: Completion) -> Row:
-        prompt = self.prompt_format.render(problem.problem)
+        prompt = self.prompt(problem)
         given = {name: getattr(done, name, None) for name in _OF_THE_ENGINE}
-        return graded(
+        return self.graded(
             {
                 "id": problem.id,
                 "sample": done.sample,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dftune.evaluate.benchmarks import Benchmark, Problem
 from dftune.evaluate.protocols import stored_protocols
@@ -35,6 +35,9 @@ class Results:
         rows: by problem id and sample.
     """
 
+    beside: ClassVar[str] = " Samples of another temperature can stand beside it under another --label."
+    """What else can be done where the settings differ."""
+
     def __init__(self, folder: Path, benchmark: str, sampling: str) -> None:
         self.path = folder / f"{benchmark}.{sampling}.jsonl"
         self.settings_path = folder / f"{benchmark}.{sampling}.json"
@@ -46,7 +49,7 @@ class Results:
         self,
         settings: Mapping[str, Any],
         benchmark: Benchmark,
-        render: Callable[[str], str],
+        render: Callable[[Problem], str],
         regrade: Callable[[Row], Row],
         *,
         overwrite: bool = False,
@@ -59,7 +62,7 @@ class Results:
         Args:
             settings: how completions are made, as docs/run-folder.md lists it.
             benchmark: the problems asked for, and the source that they are the beginning of.
-            render: turns a problem's text into the prompt.
+            render: turns a problem into the prompt.
             regrade: gives a row its verdict.
             overwrite: pay no heed to what is there.
 
@@ -76,7 +79,7 @@ class Results:
                 "Move it away, or replace it with --overwrite."
             )
         if before is not None:
-            check_same(self.path, before, {**_of(benchmark), **settings})
+            check_same(self.path, before, {**_of(benchmark), **settings}, self.beside)
         self.settings = self._grown(before, settings, benchmark)
         if before is not None:
             rows = read_jsonl(self.path, partial_last_line=True)
@@ -119,14 +122,14 @@ class Results:
         self,
         rows: Sequence[Row],
         benchmark: Benchmark,
-        render: Callable[[str], str],
+        render: Callable[[Problem], str],
         regrade: Callable[[Row], Row],
         *,
         stale: bool,
     ) -> None:
         """Keep the rows whose key is that of a completion we would make, grading again what needs it."""
         problems = {problem.id: problem for problem in benchmark.source}
-        prompts = {problem.id: render(problem.problem) for problem in benchmark.source}
+        prompts = {problem.id: render(problem) for problem in benchmark.source}
         self._check_rows(rows, problems, prompts)
         current = []
         for row in rows:
@@ -190,7 +193,7 @@ class Results:
             self.rows = {(row["id"], row["sample"]): row for row in ordered}
 
 
-def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any], beside: str = "") -> None:
     """Compare the settings that results were made with to those asked for.
 
     Raises:
@@ -202,8 +205,7 @@ def check_same(path: Path, before: Mapping[str, Any], settings: Mapping[str, Any
         listed = "\n".join(f"  {key}: {then.get(key)!r} there, {now.get(key)!r} asked for" for key in changed)
         raise ValueError(
             f"{path} holds completions made with other settings:\n{listed}\n"
-            "Use the same ones to continue it, --overwrite to replace it, or another --output. Samples of another "
-            "temperature can stand beside it under another --label."
+            f"Use the same ones to continue it, --overwrite to replace it, or another --output.{beside}"
         )
 
 

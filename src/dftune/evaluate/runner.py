@@ -19,6 +19,7 @@ from dftune.evaluate.summary import EvalSummary
 from dftune.files import read_jsonl
 from dftune.generate.base import Engine
 from dftune.generate.client import load_server_engine
+from dftune.generate.config import ServerConfig
 from dftune.generate.load import choose_device, choose_dtype, load_engine, load_tokenizer
 
 Say = Callable[[str], None]
@@ -103,7 +104,9 @@ def evaluate(
     engine: Engine | None = None
     for job in jobs:
         if job.missing():
-            engine = engine or _make_engine(files, tokenizer, config, device=device, dtype=dtype, say=say)
+            engine = engine or make_engine(
+                files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say
+            )
             job.generate(engine, tokenizer)
     return [summary for job in jobs for summary in job.finish(config.by)]
 
@@ -158,13 +161,13 @@ def _by_chat(config: EvaluateConfig) -> bool:
     return bool(config.server) and config.chat
 
 
-def _make_engine(
-    files: ModelFiles, tokenizer: Any, config: EvaluateConfig, *, device: str, dtype: str, say: Say
+def make_engine(
+    files: ModelFiles, tokenizer: Any, config: ServerConfig, *, batch_size: int, device: str, dtype: str, say: Say
 ) -> Engine:
     """The servers that were named, else the model in this process."""
     if config.server:
         return load_server_engine(config, files.named, tokenizer, folder=files.folder, say=say)
-    return load_engine(files.folder, adapter=files.adapter, device=device, dtype=dtype, batch_size=config.batch_size)
+    return load_engine(files.folder, adapter=files.adapter, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def _load_all(specs: Sequence[str], data_dir: Path | None) -> list[Benchmark]:

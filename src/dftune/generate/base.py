@@ -51,7 +51,8 @@ class Sampling:
     Attributes:
         max_tokens: most tokens of a completion.
         temperature: 0 takes the likeliest token.
-        top_p: draw from the smallest set of tokens that holds this much probability.
+        top_p: draw from the smallest set of tokens that holds this much probability, of what ``top_k`` leaves.
+        top_k: draw from so many of the likeliest tokens; None for all.
         stop: strings at which a completion ends; the text is cut before the first of them.
         end_token_ids: tokens that end a completion; they are not part of its text.
         seed: the completion of a problem and a sample index depends on this and on nothing else in the batch.
@@ -60,16 +61,18 @@ class Sampling:
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int | None = None
     stop: tuple[str, ...] = ()
     end_token_ids: frozenset[int] = frozenset()
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or "" in self.stop:
+        ranges = self.max_tokens >= 1 and self.temperature >= 0 and 0 < self.top_p <= 1
+        if not ranges or (self.top_k is not None and self.top_k < 1) or "" in self.stop:
             raise ValueError(
-                "sampling needs max_tokens >= 1, temperature >= 0, 0 < top_p <= 1 and no empty stop string; "
-                f"found {self}."
+                "sampling needs max_tokens >= 1, temperature >= 0, 0 < top_p <= 1, top_k >= 1 or None, and no empty "
+                f"stop string; found {self}."
             )
 
 

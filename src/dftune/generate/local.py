@@ -137,6 +137,7 @@ class LocalEngine:
                 logits,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
+                top_k=sampling.top_k,
                 uniforms=None if random is None else random.next(),
             )
             if self.stats:

@@ -110,7 +110,7 @@ class Probe:
             end_tokens: those of ``sampling`` that are not the served model's own.
 
         Raises:
-            ValueError: the server ignores the temperature or the limit on tokens, or has no such model.
+            ValueError: the server ignores the temperature, top_k or the limit on tokens, or has no such model.
             RequestError: it does not answer.
         """
         facts, first = await self._named(names, software)
@@ -125,6 +125,8 @@ class Probe:
         if end_tokens:
             how = "ids" if software else "text"
         fixed = await self._keeps_sampling(facts)
+        if not fixed:
+            await self._check_top_k(facts)
         seen: dict[str, Any] = {"n": n, "logprobs": logprobs, "token_prompts": tokens, "stop": stop, "seed": seed}
         return replace(facts, **seen, fixed_sampling=fixed, end_tokens=how)
 
@@ -183,6 +185,27 @@ class Probe:
         if self.sampling.temperature == 0:
             return False
         return len(set(await self._texts(facts, (*_SEEDS, 0), temperature=0.0))) == 3
+
+    async def _check_top_k(self, facts: ServerFacts) -> None:
+        """Where the run uses top_k: at top_k 1 the likeliest token is all there is, whatever the temperature and seed.
+
+        Raises:
+            ValueError: it is refused or ignored.
+        """
+        if self.sampling.top_k is None or self.sampling.temperature == 0:
+            return
+        try:
+            texts = await self._texts(facts, (*_SEEDS, 0), temperature=_HOT, top_p=1.0, top_k=1)
+            said = f"at top_k 1 and temperature {_HOT:g} it gave {len(set(texts))} texts for three seeds"
+        except RequestError as fault:
+            if fault.kind != "refused":
+                raise
+            texts, said = [], fault.reason
+        if len(set(texts)) != 1:
+            raise ValueError(
+                f"{facts.url} does not heed top_k, which this run asks for ({said}). Set top_k to null, or use vLLM, "
+                "SGLang or the model in this process."
+            )
 
     async def _texts(self, facts: ServerFacts, seeds: Sequence[int], **sampling: Any) -> list[str]:
         """One text a seed, asked for together."""

@@ -42,16 +42,21 @@ class RowRandom:
         self._block = self._block[list(rows)]
 
 
-def pick_tokens(logits: Tensor, *, temperature: float, top_p: float, uniforms: Tensor | None) -> Tensor:
+def pick_tokens(
+    logits: Tensor, *, temperature: float, top_p: float, uniforms: Tensor | None, top_k: int | None = None
+) -> Tensor:
     """Choose a token in every row.
 
-    Inverts the cumulative distribution at ``uniforms``; where ``top_p`` cuts tokens off, the likely ones come first.
+    Inverts the cumulative distribution at ``uniforms``; where ``top_k`` or ``top_p`` cuts tokens off, the likely ones
+    come first.
 
     Args:
         logits: (rows, vocabulary).
         temperature: 0 takes the likeliest token.
         top_p: the smallest set of tokens that holds this much probability is drawn from.
         uniforms: (rows,) float64 in [0, 1); None for temperature 0.
+        top_k: only so many of the likeliest tokens are drawn from (of equally likely ones those with lower ids), and
+            ``top_p`` is a share of what they hold, as in vLLM and transformers; None for all.
 
     Returns:
         (rows,) int64.
@@ -61,12 +66,16 @@ def pick_tokens(logits: Tensor, *, temperature: float, top_p: float, uniforms: T
     assert uniforms is not None
     probs = torch.softmax(logits.float() / temperature, -1)
     # In float32 the sum over a large vocabulary would be off by more than its rare tokens hold.
-    if top_p == 1:
+    if top_p == 1 and top_k is None:
         return _invert(probs.cumsum(-1, dtype=torch.float64), uniforms)
     probs, order = probs.sort(dim=-1, descending=True, stable=True)
-    cumulative = probs.cumsum(-1, dtype=torch.float64)
-    cut = cumulative - probs >= top_p  # a token is out when those before it hold top_p already
-    cumulative = probs.masked_fill(cut, 0).cumsum(-1, dtype=torch.float64)
+    probs = probs[:, :top_k].double()
+    if top_p < 1:
+        before = probs.cumsum(-1) - probs
+        share = top_p if top_k is None else top_p * probs.sum(-1, keepdim=True)
+        cut = before >= share  # a token is out when those before it hold the share already
+        probs = probs.masked_fill(cut, 0)
+    cumulative = probs.cumsum(-1)
     return order.gather(-1, _invert(cumulative, uniforms).unsqueeze(-1)).squeeze(-1)
 
 

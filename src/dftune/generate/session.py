@@ -130,7 +130,7 @@ class Session:
 
     def _probed(self) -> tuple[object, ...]:
         """What the probe's findings hang on."""
-        return self.sampling.temperature, self.sampling.top_p, bool(self.extra_ends)
+        return self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, bool(self.extra_ends)
 
     def _watch(self, endpoint: Endpoint) -> None:
         """Look after a server that was lost until it answers again."""

@@ -114,12 +114,14 @@ def body(
         fields["logprobs"] = True if chat else 1
     ends = sorted(sampling.end_token_ids)
     if facts.software in ("vllm", "sglang"):
-        fields |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
+        fields |= {"top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "skip_special_tokens": False}
         fields["stop_token_ids"] = ends
     elif facts.software == "transformers":
         drawn = {"do_sample": sampling.temperature > 0, "temperature": sampling.temperature, "top_p": sampling.top_p}
         limits = {"max_new_tokens": max_tokens, "eos_token_id": ends or None, "pad_token_id": ends[0] if ends else None}
-        fields["generation_config"] = json.dumps({**drawn, "top_k": 0, **limits})
+        fields["generation_config"] = json.dumps({**drawn, "top_k": sampling.top_k or 0, **limits})
+    elif sampling.top_k is not None and sampling.temperature > 0:
+        fields["top_k"] = sampling.top_k  # no field of OpenAI's; the probe has seen that it is heeded
     return fields
 
 

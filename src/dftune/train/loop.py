@@ -120,6 +120,33 @@ def train(
     return folder
 
 
+def precompute_reference(recipe: Recipe, data: PreparedDataset, *, say: Say = print) -> StoredLogps:
+    """The reference log-probabilities that training the recipe needs: computed, or found beside the data.
+
+    `train` on the same recipe then finds them by itself.
+
+    Args:
+        recipe: the whole configuration.
+        data: the prepared dataset of the recipe.
+        say: receives lines for a person.
+
+    Raises:
+        ValueError: the objective needs none, or the recipe cannot be run as it stands.
+    """
+    check_recipe(recipe)
+    objective = get_objective(recipe.objective.name, **recipe.objective.options)
+    if "ref_logps" not in objective.needs:
+        raise ValueError(
+            f"{objective.name} with the options of this recipe needs no reference log-probabilities; there is nothing "
+            "to compute before `dftune train`."
+        )
+    if recipe.model.lora is not None:
+        require_peft()
+    run = _Run(recipe, data, RunFolder(recipe.output), say, world=ALONE, counters=Counters())
+    assert run.provider.reference is not None, "the objective needs it"
+    return run.provider.reference
+
+
 def _silence(line: str) -> None:
     """What a rank has to say that is not the first."""
 
