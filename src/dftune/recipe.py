@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dftune import config
 from dftune.config import Config
@@ -20,6 +21,22 @@ from dftune.train.config import (
     ScorerConfig,
     TrainConfig,
 )
+
+
+Scores = dict[str, Annotated[float, Field(ge=0, le=100)]]
+
+
+class PublishedConfig(Config):
+    """What was published for this recipe. It changes nothing; `dftune report` prints it beside what was measured."""
+
+    source: str
+    """Paper or repository, with table and row."""
+    scores: Scores = {}
+    """Accuracy in per cent, by BENCHMARK.PROTOCOL as reports call it."""
+    base: Scores = {}
+    """The same for the model that training starts from."""
+    notes: tuple[str, ...] = ()
+    """What differs from the published run, and what was not published."""
 
 
 class Recipe(Config):
@@ -47,6 +64,8 @@ class Recipe(Config):
     """Several processes, on one machine or more."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Benchmarks to run when training has ended."""
+    published: PublishedConfig | None = None
+    """What was published for this recipe, to be compared with."""
 
     @field_validator("name")
     @classmethod

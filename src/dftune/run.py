@@ -109,7 +109,7 @@ class RunFolder:
 
 
 def _free(key: str) -> bool:
-    return key in _FREE or key.startswith(("evaluate.", "distributed."))
+    return key in _FREE or key.startswith(("evaluate.", "distributed.", "published"))
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

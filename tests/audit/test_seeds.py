@@ -1,4 +1,4 @@
-"""The audit of published tables finds what had been found in them before by hand and with a script of another design."""
+"""The audit of published tables finds what had been found in them before, by hand and by another script."""
 
 from pathlib import Path
 
