@@ -22,7 +22,6 @@ from dftune.train.config import (
     TrainConfig,
 )
 
-
 Scores = dict[str, Annotated[float, Field(ge=0, le=100)]]
 
 
@@ -31,9 +30,9 @@ class PublishedConfig(Config):
 
     source: str
     """Paper or repository, with table and row."""
-    scores: Scores = {}
+    scores: Scores = Field(default={})
     """Accuracy in per cent, by BENCHMARK.PROTOCOL as reports call it."""
-    base: Scores = {}
+    base: Scores = Field(default={})
     """The same for the model that training starts from."""
     notes: tuple[str, ...] = ()
     """What differs from the published run, and what was not published."""
