@@ -168,6 +168,16 @@ def test_one_name_with_two_scores_is_a_warning(tmp_path):
     assert check(tmp_path, table.format("25.0") * 2) == []
 
 
+def test_a_gain_in_per_cent_may_be_relative_and_one_in_points_may_not(tmp_path):
+    table = "| Model | Method | AMC23 |\n|---|---|---|\n| S | SFT | 20.0 |\n| S | New | 25.0 |\n\n"
+    for right in ("by 25%", "by 5 points", "(+5.0%)"):
+        assert check(tmp_path, f"{table}New outperforms SFT on AMC23 {right}.\n") == []
+    (found,) = check(tmp_path, f"{table}New outperforms SFT on AMC23 by 25 points.\n")
+    assert found.recomputed == "+5.0"
+    (found,) = check(tmp_path, f"{table}SFT underperforms New on AMC23 by 3 points.\n")
+    assert found.recomputed == "-5.0"
+
+
 def test_what_30_questions_cannot_tell_is_said(tmp_path):
     table = "| method | AIME24 | MATH |\n|---|---|---|\n| a | 40.0 | 40.0 |\n| b | 50.0 | 50.0 |\n"
     notes = [one for one in audit(read(write(tmp_path, table))) if one.check == "noise"]

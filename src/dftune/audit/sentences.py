@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dftune.audit.claims import Best, Change, Claim, Everywhere, Gain, Order, Place, Ratio, RatioRange, Value
 from dftune.audit.names import AVERAGE, Mention, Names
@@ -13,9 +13,9 @@ from dftune.audit.read import Document, Line
 from dftune.audit.table import BASE
 
 _SENTENCE = re.compile(r"(?<=[.!?;])\s+(?=[A-Z*])")
-_GAIN = re.compile(r"(?<![\w.])(?P<gain>[+\-\N{MINUS SIGN}]\d+(?:\.\d+)?)(?![\w.]*[eE×])\s*(?P<percent>%?)")
+_GAIN = re.compile(r"(?<![\w.])(?P<gain>[+\-\N{MINUS SIGN}]\d+(?:\.\d+)?)(?![\w.]*[eE×])\s*(?P<unit>%?)")
 _BY = re.compile(
-    r"\b(?:by|gains? of|improvements? of)\s+(?P<gain>\d+(?:\.\d+)?)\s*(?:points?|pp|percentage points?|%)",
+    r"\b(?:by|gains? of|improvements? of)\s+(?P<gain>\d+(?:\.\d+)?)\s*(?P<unit>points?|pp|percentage points?|%)",
     re.IGNORECASE,
 )
 _TIMES = re.compile(r"(?<![\w.])(?P<times>\d+(?:\.\d+)?)\s*(?:×|x\b|times\b|-fold\b)", re.IGNORECASE)
@@ -117,11 +117,16 @@ def _claims(context: _Context, names: Names) -> Iterator[Claim]:
 
 def _gains(text: str) -> list[tuple[int, Printed]]:
     """Signed numbers, and those that verbs such as `improves by` give a sign, with their places."""
-    found = [(match.start(), number(match["gain"])) for match in _GAIN.finditer(text)]
+    found = [(match.start(), _change(match["gain"], match["unit"])) for match in _GAIN.finditer(text)]
     for match in _BY.finditer(text):
-        before = text[: match.start()]
-        found.append((match.start(), number(("-" if _FALL.search(before) else "+") + match["gain"])))
+        sign = "-" if _FALL.search(text[: match.start()]) else "+"
+        found.append((match.start(), _change(sign + match["gain"], match["unit"])))
     return sorted(found, key=lambda entry: entry[0])
+
+
+def _change(text: str, unit: str) -> Printed:
+    """With a per cent sign it may be relative."""
+    return replace(number(text), percent=unit == "%")
 
 
 def _ratios(text: str, gains: Sequence[tuple[int, Printed]]) -> Iterator[Claim]:
