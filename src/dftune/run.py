@@ -18,7 +18,9 @@ from dftune.recipe import Recipe
 
 _LOCK = ".lock"
 # Keys that may change when a run is taken up again, since they do not change what it computes.
-_FREE = frozenset({"output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"})
+_FREE = frozenset(
+    {"output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.background_checkpoints"}
+)
 
 
 class RunFolder:

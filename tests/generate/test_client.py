@@ -371,8 +371,23 @@ def test_the_number_of_requests_in_flight_adapts_to_what_the_server_takes(serve,
     server, asked = serve(most=3), requests(60)
     engine = engine_of(server, concurrency=32, max_retries=50)
     check_greedy(asked, engine.generate(asked, GREEDY))
-    assert engine.endpoints[0].limit < 8
-    assert engine.asked["busy"] < 120
+    assert engine.asked["busy"] >= 1
+    assert engine.endpoints[0].limit < 20  # halved once at least, and 60 answers add less than 60 / 16
+
+
+def test_requests_turned_away_together_halve_the_number_in_flight_once(serve, engine_of, requests):
+    together = threading.Barrier(8, timeout=20)
+
+    def turned_away(handler, body):
+        together.wait()
+        return status(429)(handler, body)
+
+    engine = engine_of(serve(faults=[turned_away] * 8), concurrency=8)
+    check_greedy(requests(8), engine.generate(requests(8), GREEDY))
+    expected = 4.0
+    for _ in range(8):
+        expected += 1 / expected
+    assert engine.endpoints[0].limit == pytest.approx(expected)
 
 
 def test_samples_of_a_problem_are_asked_for_at_once_where_the_server_gives_several(serve, engine_of, requests):
@@ -485,7 +500,8 @@ def test_an_interrupt_stops_promptly_and_keeps_what_was_delivered(serve, engine_
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         engine_of(server, concurrency=2, request_timeout_s=250.0).generate(requests(12), GREEDY, delivered.extend)
-    check_greedy(requests(5), sorted(delivered, key=lambda done: done.id))
+    check_greedy([request for done in delivered for request in requests(12) if request.id == done.id], delivered)
+    assert len(delivered) == 5
     assert not [thread for thread in threading.enumerate() if thread.name == "requests"]
 
 

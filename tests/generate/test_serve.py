@@ -1,13 +1,16 @@
 import contextlib
 import importlib.util
 import itertools
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -240,9 +243,13 @@ def test_a_server_killed_in_the_middle_and_started_again_loses_nothing_and_is_as
     assert engine.asked["answered"] <= answered <= engine.asked["answered"] + 8
 
 
-@pytest.mark.slow
 @served
-def test_eight_requests_at_a_time_give_what_the_local_engine_gives(tmp_path):
+def test_eight_requests_at_a_time_give_what_the_local_engine_gives(tmp_path, monkeypatch):
+    cached = tmp_path / "hub" / "models--owner--other"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("f" * 40)
+    shutil.copytree(MODEL, cached / "snapshots" / ("f" * 40))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     with serving(MODEL, sizes=BatchSizes(128, 32, 256), device="cpu", wait_s=120, log=tmp_path / "log") as url:
         engine, local = engine_for(url, MODEL, concurrency=8)
         for stop in ((), ("}", "\n")):
@@ -253,6 +260,10 @@ def test_eight_requests_at_a_time_give_what_the_local_engine_gives(tmp_path):
             assert all(string not in done.text for done in completions for string in stop)
         (facts,) = engine.facts
         assert (facts.software, facts.logprobs, facts.stop) == ("transformers", False, "ignored")
+        with urllib.request.urlopen(f"{url}/models") as reply:  # what is in the cache, not what is served
+            assert [model["id"] for model in json.load(reply)["data"]] == ["owner/other"]
+        with pytest.raises(ValueError, match=r"does not serve other: .*pinned to"):
+            engine_for(url, MODEL, served_model="other")[0].probe(sampling)
         with pytest.raises(ValueError, match="ignores the temperature"):  # its first request was greedy
             engine.probe(Sampling(max_tokens=40, temperature=1.0))
     assert not engine_answers(url)

@@ -23,6 +23,7 @@ ENDINGS: list[dict[str, Any]] = [
     {"verdict": "incorrect", "answer": None, "finish_reason": "length"},
     {"verdict": "incorrect", "answer": "7", "completion": "It is 7. " * 30, "finish_reason": "length"},
     {"verdict": "incorrect", "answer": None, "completion": " "},
+    {"verdict": "scored", "score": 0.5, "answer": None},
     {"verdict": "ungraded", "answer": None, "reason": "operation budget spent"},
 ]
 
@@ -49,8 +50,8 @@ def test_every_category_has_its_part_of_the_bar_its_key_and_its_colour(run: Path
 
 def test_parts_of_the_bar_tell_their_reasons(run: Path, tmp_path: Path) -> None:
     html = report.build([run], tmp_path / "out").html.read_text()
-    assert "<title>repetition loop: 1 of 7 (cut off 1)</title>" in html
-    assert "<title>format failure: 1 of 7 (no answer 1)</title>" in html
+    assert "<title>repetition loop: 1 of 8 (cut off 1)</title>" in html
+    assert "<title>format failure: 1 of 8 (no answer 1)</title>" in html
 
 
 def test_the_table_of_endings_holds_what_the_diagnosis_counts(run: Path) -> None:

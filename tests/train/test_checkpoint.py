@@ -7,6 +7,7 @@ import torch
 from tests.tiny import make_model
 
 from dftune.train.checkpoint import (
+    Contents,
     DamagedCheckpointError,
     list_checkpoints,
     load_checkpoint,
@@ -31,9 +32,8 @@ def saved(tmp_path):
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    arguments = {"model": model, "tokenizer": Words(), "optimizer": optimizer, "state": {"counters": {"step": 2}}}
     for step in (2, 10, 9):
-        save_checkpoint(tmp_path, step, **arguments)
+        save_checkpoint(tmp_path, step, Contents(model, Words(), optimizer, {"counters": {"step": 2}}))
     return tmp_path, model, optimizer
 
 
@@ -97,7 +97,7 @@ def test_nothing_in_a_checkpoint_is_a_pickle(saved):
 def test_a_failure_while_writing_leaves_no_trace(saved):
     folder, model, optimizer = saved
     with pytest.raises(OSError, match=r"could not write .*step-12.*--resume"):
-        save_checkpoint(folder, 12, model=model, tokenizer=Broken(), optimizer=optimizer, state={})
+        save_checkpoint(folder, 12, Contents(model, Broken(), optimizer, {}))
     assert {path.name for path in folder.iterdir()} == {"step-2", "step-9", "step-10"}
 
 

@@ -310,8 +310,8 @@ LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADD
     ("environment", "settings", "expected"),
     [
         ({"WORLD_SIZE": "2"}, {}, r"WORLD_SIZE is 2, and RANK, .* not set: .*--nproc"),
-        ({}, {"world_size": 2}, r"asks for 2 processes, and 1 was launched.*--nproc 2"),
-        ({**LAUNCHED, "WORLD_SIZE": "2"}, {"world_size": 4}, r"asks for 4 processes, and 2 was launched"),
+        ({}, {"world_size": 2}, r"asks for 2 processes; launched: 1.*--nproc 2"),
+        ({**LAUNCHED, "WORLD_SIZE": "2"}, {"world_size": 4}, r"asks for 4 processes; launched: 2"),
         ({}, {"strategy": "fsdp"}, r"asks for fsdp, and this is a process by itself.*strategy=auto"),
         ({**LAUNCHED, "WORLD_SIZE": "3"}, {"strategy": "fsdp", "replicas": 2}, r"replicas is 2, and 3 processes"),
     ],

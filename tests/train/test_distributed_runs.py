@@ -1,6 +1,7 @@
 """Whole runs of several processes: what they leave behind, broken off and taken up by another number of them."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,13 +15,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from tests.train.ranks import spawn
 from tests.train.runs import assert_same_run, rows_of, run
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dftune.data.prepare import prepared
 from dftune.files import read_json
 from dftune.recipe import Recipe
-from dftune.train.checkpoint import verify
+from dftune.train.checkpoint import list_checkpoints, verify
 from dftune.train.loop import train
+from dftune.train.model import load_model
 from dftune.train.world import World
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
@@ -100,6 +102,28 @@ def test_two_processes_leave_what_one_does(make_recipe, tmp_path):
     assert_same_run(again.output, unbroken)  # taken up by as many processes: to the bit
 
 
+def test_of_a_checkpoint_that_is_trained_rank_0_reads_the_weights_and_the_others_get_them(make_recipe, tmp_path):
+    base, _ = make_recipe("base", ("train.steps=2", "train.checkpoint_every=null", "objective.name=sft"))
+    path = run(base).model
+    settings = ("model.scratch=null", f"model.path={path}", f"data.prepared={tmp_path / 'again'}", "train.steps=3")
+    settings = (*settings, "objective.name=asft", *TOLERANT)
+    expected = run(make_recipe("alone", settings)[0]).path
+    several = {name: make_recipe(name, (*settings, f"distributed.strategy={name}"))[0] for name in ("ddp", "fsdp")}
+    on_ranks(tmp_path, *((recipe, False) for recipe in several.values()))
+    for recipe in several.values():
+        assert_alike(recipe.output, expected)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    read, empty = (load_model(several["ddp"].model, tokenizer, seed=0, empty=empty) for empty in (False, True))
+    shapes = [
+        {name: (value.shape, value.dtype, value.device) for name, value in (*m.named_parameters(), *m.named_buffers())}
+        for m in (read, empty)
+    ]
+    assert shapes[0] == shapes[1]
+    assert empty.lm_head.weight is empty.model.embed_tokens.weight
+    assert type(empty) is type(read)
+    assert empty.config._attn_implementation == read.config._attn_implementation
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_run_saved_by_two_is_resumed_by_one_and_the_other_way_round(make_recipe, tmp_path, strategy):
     settings = ("objective.name=discriminative_ft", "train.batch_size=40", *NEGATIVES, *TOLERANT)
@@ -132,8 +156,8 @@ def test_a_sharded_adapter_is_saved_taken_up_and_merged(make_recipe, tmp_path):
     several, _ = make_recipe("several", (*settings, *FSDP))
     on_ranks(tmp_path, (several, False))
     assert_alike(several.output, expected)
-    for path in (several.output / "model", several.output / "checkpoints" / "step-6"):
-        shutil.rmtree(path)
+    for part in (several.output / "model", several.output / "checkpoints" / "step-6"):
+        shutil.rmtree(part)
     on_ranks(tmp_path, (several, True))
     assert_alike(several.output, expected)
     left, right = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (several.output, expected))
@@ -216,3 +240,28 @@ def test_an_interrupt_ends_all_processes_and_the_run_says_so(make_recipe):
     assert process.returncode == 130
     assert said.count("Interrupted.") == 1
     assert list(rows_of(recipe.output, "end").values())[-1]["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_the_other_with_it_and_leaves_whole_checkpoints_to_go_on_from(make_recipe):
+    recipe, path = make_recipe()
+    process = subprocess.Popen(command(path, "train.steps=100000"), stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("this system does not list a process's children")
+    deadline = time.monotonic() + 200
+    while not (recipe.output / "checkpoints" / "step-6").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks = [int(pid) for pid in children.read_text().split() if "train" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "Traceback" not in said
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    saved = list_checkpoints(recipe.output / "checkpoints")
+    assert len(saved) >= 2
+    for checkpoint in saved:
+        verify(checkpoint)

@@ -19,7 +19,7 @@ def test_it_stays_what_the_model_was_and_survives_a_file(tmp_path):
         expected = score(make_model(), examples)
     names = ["e4", "e1"]
     torch.testing.assert_close(old.of(names), torch.cat([expected[4].logps, expected[1].logps]), rtol=1e-5, atol=1e-5)
-    old.save(tmp_path / "old.safetensors")
+    old.writer()(tmp_path / "old.safetensors")
     again = OldPolicy()
     again.load(tmp_path / "old.safetensors")
     assert torch.equal(again.of(names), old.of(names))

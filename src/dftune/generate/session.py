@@ -100,11 +100,14 @@ class Session:
         engine = self.engine
         try:
             listed = await list_models(endpoint)
+            software = await software_of(endpoint, listed)
+            if software == "transformers":
+                listed = None  # it lists what is in the hub's cache, not what it serves
             names = names_to_try(listed, engine.names, engine.config.served_model, endpoint.name)
             if endpoint.facts is not None and endpoint.probed == self._probed():
                 return None
             probe = Probe(endpoint, self.sampling, engine.config.chat, engine.encode, engine.config.max_retries)
-            facts = await probe.run(names, await software_of(endpoint, listed), self.extra_ends)
+            facts = await probe.run(names, software, self.extra_ends)
         except RequestError as fault:
             if fault.kind == "fatal":
                 raise ValueError(f"{endpoint.name}: {fault.reason}") from fault
@@ -140,7 +143,7 @@ class Session:
             while not (await endpoint.answers() and await self._meet(endpoint) is None):
                 await asyncio.sleep(min(endpoint.backoff.seconds(attempt), _LONGEST_BETWEEN_LOOKS_S))
                 attempt += 1
-        except ValueError as error:
+        except Exception as error:  # raised where the requests wait
             self.pool.error = error
         else:
             endpoint.up = True

@@ -6,7 +6,8 @@ import base64
 import errno
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,49 +34,74 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint whose files are not those that were written."""
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    *,
-    model: Any,
-    tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    files: Mapping[str, Callable[[Path], None]] | None = None,
-    adapter: Adapter | None = None,
-    world: World = ALONE,
-) -> Path:
-    """Write ``folder/step-N``: under another name first, then renamed, so that it is complete or absent.
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint is made of.
 
-    Args:
-        folder: the run's checkpoints.
-        step: optimizer steps done.
+    Attributes:
         model: a transformers model.
         tokenizer: saved beside it.
         optimizer: its moments are saved by parameter name.
         state: further JSON values; the random state is added.
         files: further files by name, each with what writes it to a path.
         adapter: saved in place of model and tokenizer, where nothing else is trained.
-        world: the ranks, all of which call this; rank 0 writes, sharded tensors made whole, one at a time, in its CPU
-            memory. The files are those of a single process.
+    """
+
+    model: Any
+    tokenizer: Any
+    optimizer: torch.optim.Optimizer
+    state: Mapping[str, Any]
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+    adapter: Adapter | None = None
+
+
+def save_checkpoint(folder: Path, step: int, contents: Contents, world: World = ALONE) -> Path:
+    """Write ``folder/step-N``: under another name first, then renamed, so that it is complete or absent.
+
+    All ranks call this. Rank 0 writes, sharded tensors made whole, one at a time, in its CPU memory; the files are
+    those of a single process.
+
+    Args:
+        folder: the run's checkpoints.
+        step: optimizer steps done.
+        contents: of the checkpoint.
+        world: the ranks.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
+    return world.from_main(writer(folder, step, contents, world))
 
-    trained = model.named_parameters() if adapter is None else adapter.weights().items()
-    weights = whole_on_main(_unless_whole(trained), world)
-    moments = whole_on_main(_moments(model, optimizer), world)
-    random = world.gather(_random_state())
+
+def writer(
+    folder: Path, step: int, contents: Contents, world: World = ALONE, *, copy: bool = False
+) -> Callable[[], Path]:
+    """What writes a checkpoint of this moment when it is called, on rank 0. All ranks call this.
+
+    Args:
+        folder: the run's checkpoints.
+        step: optimizer steps done.
+        contents: of the checkpoint; ``files`` must already be of this moment.
+        world: the ranks.
+        copy: of all tensors, so that training may go on before they are written; sharded ones are copied anyhow.
+    """
+    model, adapter = contents.model, contents.adapter
+    named = model.named_parameters() if adapter is None else adapter.weights().items()
+    kept = [(name, value) for name, value in named if copy or isinstance(value, DTensor)]
+    weights = whole_on_main(kept, world, copy=copy)
+    if weights and adapter is None:
+        weights |= _buffers(model)
+    moments = whole_on_main(_moments(model, contents.optimizer), world, copy=copy)
+    state = {"step": step, **contents.state, "random": world.gather(_random_state())}
 
     def write(aside: Path) -> None:
         if adapter is None:
-            save_model(aside / _MODEL, model, tokenizer, weights)
+            save_model(aside / _MODEL, model, contents.tokenizer, weights)
         else:
             adapter.save(aside / _ADAPTER, weights)
         save_file(moments, aside / _OPTIMIZER)
-        write_json(aside / _STATE, {"step": step, **state, "random": random})
-        for name, write_file in (files or {}).items():
+        write_json(aside / _STATE, state)
+        for name, write_file in contents.files.items():
             write_file(aside / name)
         written = sorted(file for file in aside.rglob("*") if file.is_file())
         listing = {
@@ -84,7 +110,7 @@ def save_checkpoint(
         }
         write_json(aside / _MANIFEST, {"format": 1, "step": step, "files": listing})
 
-    return world.from_main(lambda: _complete_or_absent(folder / f"step-{step}", write))
+    return lambda: _complete_or_absent(folder / f"step-{step}", write)
 
 
 def export(
@@ -100,13 +126,15 @@ def export(
         adapter_path: where the adapter alone goes.
         world: the ranks.
     """
-    if adapter is None:
-        weights = whole_on_main(_unless_whole(model.named_parameters()), world)
-        world.from_main(lambda: export_model(path, model, tokenizer, weights))
-        return
-    weights = whole_on_main(_unless_whole(model.named_parameters()), world)
+    shards = [(name, value) for name, value in model.named_parameters() if isinstance(value, DTensor)]
+    weights = whole_on_main(shards, world)
+    if weights:
+        weights |= _buffers(model)
 
     def write() -> None:
+        if adapter is None:
+            export_model(path, model, tokenizer, weights)
+            return
         held = adapter.with_weights(weights)
         export_adapter(adapter_path, held)
         export_model(path, held.merged(), tokenizer)
@@ -114,9 +142,10 @@ def export(
     world.from_main(write)
 
 
-def _unless_whole(tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """Those that are sharded; the others are saved from where they are."""
-    return [(name, tensor) for name, tensor in tensors if isinstance(tensor, DTensor)]
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those that are saved with the weights."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
 
 
 def export_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> Path:
@@ -136,13 +165,9 @@ def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Ten
         path: of the folder.
         model: a transformers model.
         tokenizer: saved beside it.
-        weights: of a sharded model, its parameters by name, whole, tied ones once; of another, nothing.
+        weights: in place of the model's own: parameters by name, whole, tied ones once, and buffers.
     """
-    if weights:
-        persistent = {name: value for name, value in model.state_dict().items() if not isinstance(value, DTensor)}
-        model.save_pretrained(path, state_dict={**persistent, **weights})
-    else:
-        model.save_pretrained(path)
+    model.save_pretrained(path, state_dict=dict(weights) or None)
     tokenizer.save_pretrained(path)
 
 

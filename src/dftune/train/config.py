@@ -188,6 +188,8 @@ class TrainConfig(Config):
     """Score the held-out rows every so many steps; null does so before the first step and after the last."""
     checkpoint_every: Count | None = None
     """Save a checkpoint every so many steps; null saves none but the final model."""
+    background_checkpoints: bool = True
+    """Copy what is to be saved to CPU memory (12 bytes a trained parameter) and write it while training goes on."""
     keep_checkpoints: Count | None = None
     """Keep the newest so many; null keeps all."""
 

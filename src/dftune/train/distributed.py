@@ -16,7 +16,7 @@ from dftune.recipe import Recipe
 from dftune.train.config import DistributedConfig
 from dftune.train.model import ScoredModel
 from dftune.train.setup import device_of
-from dftune.train.shards import broadcast_weights, make_mesh, shard
+from dftune.train.shards import make_mesh, shard, start_from_main
 from dftune.train.world import ALONE, World, give_way
 
 Strategy = Literal["none", "ddp", "fsdp"]
@@ -46,7 +46,7 @@ def check_world(config: DistributedConfig) -> int:
         )
     if config.world_size not in (None, size):
         raise ValueError(
-            f"distributed.world_size asks for {config.world_size} processes, and {size} was launched. "
+            f"distributed.world_size asks for {config.world_size} processes; launched: {size}. "
             f"Start it with `dftune train --nproc {config.world_size} RECIPE`, or set distributed.world_size={size}."
         )
     if config.strategy != "auto" and missing:
@@ -130,18 +130,21 @@ def lost_ranks_named(world: World, timeout_s: float) -> Iterator[None]:
 
 
 def strategy_of(config: DistributedConfig, world: World, scored: ScoredModel, device: torch.device) -> Strategy:
-    """How the model is spread over the ranks; the decision of rank 0."""
+    """How the model is spread over the ranks: what the recipe says, or what rank 0 decides when it has the model."""
     if config.strategy != "auto":
-        return config.strategy
-    if world.size == 1:
-        return "none"
-    if device.type != "cuda":
-        return "ddp"
-    needed = _BYTES_A_PARAMETER * sum(parameter.numel() for parameter in scored.parameters() if parameter.requires_grad)
-    needed += sum(parameter.nbytes for parameter in scored.parameters() if not parameter.requires_grad)
+        decided: Strategy = config.strategy
+    elif world.size == 1:
+        decided = "none"
+    else:
+        decided = "fsdp" if device.type == "cuda" and _is_large(scored, device) else "ddp"
+    return world.from_main(lambda: decided)
+
+
+def _is_large(scored: ScoredModel, device: torch.device) -> bool:
+    trained = sum(parameter.numel() for parameter in scored.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.nbytes for parameter in scored.parameters() if not parameter.requires_grad)
     room = _SHARE_OF_DEVICE * torch.cuda.get_device_properties(device).total_memory
-    chosen: Strategy = "fsdp" if needed > room else "ddp"
-    return world.from_main(lambda: chosen)
+    return _BYTES_A_PARAMETER * trained + frozen > room
 
 
 def spread(
@@ -150,17 +153,18 @@ def spread(
     """Put the model to be trained, and frozen ones beside it, where the strategy wants them.
 
     Args:
-        models: the trained one first; the same on every rank; changed in place.
-        strategy: ``fsdp`` shards them; otherwise every rank holds them whole, from the weights of rank 0.
+        models: the trained one first; changed in place. All ranks start from the weights of rank 0.
+        strategy: ``fsdp`` shards them; otherwise every rank holds them whole.
         config: says how to shard.
         world: the ranks.
         device: of this rank.
     """
     mesh = make_mesh(world, config, device) if strategy == "fsdp" else None
     for index, model in enumerate(models):
+        held = {name: value.detach() for name, value in model.named_parameters()} if world.main else {}
         if mesh is not None:
             shard(model, mesh, config, trained=index == 0)
-            continue
-        model.to(device)
+        else:
+            model.to(device)
         if world.size > 1:
-            broadcast_weights(model)
+            start_from_main(model, held, device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +34,22 @@ class OldPolicy:
         """Those of these examples, one after another: (tokens,) float32."""
         return torch.from_numpy(np.concatenate([self._logps[name] for name in example_ids]))
 
-    def save(self, path: Path) -> None:
-        """Write them to a safetensors file."""
-        values = list(self._logps.values())
-        tensors = {
-            "logps": torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *values])),
-            "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64),
-        }
-        save_file(tensors, path, metadata={"example_ids": json.dumps(list(self._logps))})
+    def writer(self) -> Callable[[Path], None]:
+        """What writes those of this moment to a safetensors file, also after the next :meth:`refresh`."""
+        return partial(_save, self._logps)
 
     def load(self, path: Path) -> None:
-        """Read what :meth:`save` wrote."""
+        """Read what a :meth:`writer` wrote."""
         with safe_open(path, framework="pt") as file:
             logps, lengths = file.get_tensor("logps").numpy(), file.get_tensor("lengths").numpy()
             ids = json.loads(file.metadata()["example_ids"])
         self._logps = dict(zip(ids, np.split(logps, np.cumsum(lengths)[:-1]), strict=True))
+
+
+def _save(of_examples: dict[str, npt.NDArray[np.float32]], path: Path) -> None:
+    values = list(of_examples.values())
+    tensors = {
+        "logps": torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *values])),
+        "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64),
+    }
+    save_file(tensors, path, metadata={"example_ids": json.dumps(list(of_examples))})

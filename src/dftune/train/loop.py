@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from dftune.train.needs import check_recipe
 from dftune.train.optim import learning_rate, make_optimizer
 from dftune.train.provide import Provider
 from dftune.train.reference import StoredLogps, reference_logps
+from dftune.train.saver import Saver
 from dftune.train.setup import (
     base_fingerprint,
     check_base,
@@ -104,7 +106,9 @@ def train(
         try:
             with lost_ranks_named(world, recipe.distributed.timeout_s):
                 heard = say if world.main else _silence
-                _Run(recipe, data, folder, heard, world=world, counters=counters).train(resume=resume)
+                one = _Run(recipe, data, folder, heard, world=world, counters=counters)
+                stack.callback(one.saver.wait)  # a checkpoint that is being written still needs the lock
+                one.train(resume=resume)
         except KeyboardInterrupt:
             if world.main:
                 folder.log("end", counters.step, status="interrupted", message="interrupted from the keyboard")
@@ -155,7 +159,7 @@ class _Run:
         self.format: PromptFormat = recorded_format(data.manifest["prompt_format"], self.tokenizer)
         self.end_token_id = self.format.end_token_id(self.tokenizer)
         self.base_fingerprint = base_fingerprint(recipe)
-        self.model = scored_model(recipe, self.tokenizer, self.device)
+        self.model = scored_model(recipe, self.tokenizer, self.device, world)
         self.num_parameters = sum(parameter.numel() for _, parameter in self.model.base_parameters())
         frozen = frozen_copy(self.model) if "ref_kl" in self.objective.needs else None
         self.strategy = self._spread(frozen)
@@ -177,6 +181,9 @@ class _Run:
             normalization=recipe.train.normalization,
             world=world,
             sync_each=recipe.distributed.sync_each_micro_batch,
+        )
+        self.saver = Saver(
+            folder.checkpoints, background=recipe.train.background_checkpoints, done=self._saved, world=world
         )
         prepare_export(self.model.model, self.tokenizer, self.format)
 
@@ -233,9 +240,11 @@ class _Run:
                 if settings.checkpoint_every and (step % settings.checkpoint_every == 0) and not last:
                     self._save_checkpoint()
                     meter.restart()
+        self.saver.finish()
         self._export()
         self._log("end", status="finished", message=f"model in {self.folder.model}")
-        self._prune()
+        if self.world.main:
+            checkpoint.prune(self.folder.checkpoints, settings.keep_checkpoints)
 
     def _export(self) -> None:
         adapter_path = self.folder.path / "adapter"
@@ -243,10 +252,6 @@ class _Run:
         checkpoint.export(
             self.folder.model, model, self.tokenizer, adapter=adapter, adapter_path=adapter_path, world=self.world
         )
-
-    def _prune(self) -> None:
-        if self.world.main:
-            checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
 
     def _step(self) -> tuple[StepResult, list[MicroBatch]]:
         step = self.counters.step
@@ -318,20 +323,19 @@ class _Run:
         self.say(f"step {self.counters.step}: held-out nll {row['nll']:.4f} over {row['num_tokens']:,} tokens")
 
     def _save_checkpoint(self) -> None:
-        step = self.counters.step
-        path = checkpoint.save_checkpoint(
-            self.folder.checkpoints,
-            step,
+        contents = checkpoint.Contents(
             model=self.model.model,
             tokenizer=self.tokenizer,
             optimizer=self.optimizer,
             state={"counters": asdict(self.counters)},
             files=self.provider.files(),
             adapter=self.model.adapter,
-            world=self.world,
         )
-        self._log("checkpoint", path=str(path.relative_to(self.folder.path)))
-        self._prune()
+        self.saver.save(self.counters.step, contents)
+
+    def _saved(self, step: int, path: Path) -> None:
+        self.folder.log("checkpoint", step, path=str(path.relative_to(self.folder.path)))
+        checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
 
     def _resume(self) -> bool:
         self.provider.check_same(self.folder.path / "manifest.json")

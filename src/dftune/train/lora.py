@@ -115,7 +115,8 @@ class Adapter:
         )
 
     def with_weights(self, whole: Mapping[str, Tensor]) -> Adapter:
-        """This adapter and its model with other weights: of a sharded model, the whole ones, by parameter name.
+        """This adapter and its model with other weights: of a sharded model, the whole ones, and its
+        buffers, by name.
 
         Without any, it is this adapter itself.
         """
@@ -125,8 +126,7 @@ class Adapter:
             model = type(self._model)(copy.deepcopy(self._model.config))
             model.tie_weights()
             held = Adapter(model, self._config, seed=0)
-        buffers = {name: value for name, value in self._model.named_buffers() if value.device.type != "meta"}
-        model.load_state_dict({**buffers, **whole}, strict=False, assign=True)
+        model.load_state_dict(dict(whole), strict=False, assign=True)
         model.tie_weights()
         model.generation_config = self._model.generation_config
         return held

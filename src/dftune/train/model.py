@@ -100,7 +100,9 @@ class ScoredModel(nn.Module):
         )
 
 
-def load_model(config: ModelConfig, tokenizer: Any, *, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+def load_model(
+    config: ModelConfig, tokenizer: Any, *, seed: int, dtype: torch.dtype = torch.float32, empty: bool = False
+) -> Any:
     """The causal language model of a recipe, with attention per packed document.
 
     Args:
@@ -108,17 +110,25 @@ def load_model(config: ModelConfig, tokenizer: Any, *, seed: int, dtype: torch.d
         tokenizer: gives a new model its vocabulary and special tokens.
         seed: of a new model's weights.
         dtype: of a checkpoint's weights in memory. Those that are trained must be float32, as a new model's are.
+        empty: leave a checkpoint's weights undefined and its files unread; they then come from another rank. Memory
+            that nothing has written to is not taken yet.
 
     Raises:
         ValueError: no such model, or one whose files are not safetensors.
     """
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
     implementation = attention.register()
     if config.scratch is not None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = _new_model(config.scratch, tokenizer, implementation)
+    elif empty:
+        settings = from_pretrained(AutoConfig, str(config.path), config.revision, "model.path")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=implementation)
+        model.to_empty(device="cpu").tie_weights()
+        model.eval()
     else:
         assert config.path is not None
         model = from_pretrained(

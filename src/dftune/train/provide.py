@@ -57,12 +57,13 @@ class Provider:
             self._old.refresh(self.model, self.make_batches(self.examples.of(visits)), self.world)
 
     def files(self) -> dict[str, Callable[[Path], None]]:
-        """What a checkpoint holds beside model and optimizer: file names, and what writes each."""
+        """What a checkpoint holds beside model and optimizer: file names, and what writes each as it now is."""
         found: dict[str, Callable[[Path], None]] = {}
-        if (state := self._state) is not None:
-            found[_STATE_FILE] = lambda path: write_json(path, state.state_dict())
+        if self._state is not None:
+            values = self._state.state_dict()
+            found[_STATE_FILE] = lambda path: write_json(path, values)
         if self._old is not None:
-            found[_OLD_FILE] = self._old.save
+            found[_OLD_FILE] = self._old.writer()
         return found
 
     def restore(self, checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ from dftune.ops.token_logps import choose_route
 from dftune.recipe import Recipe
 from dftune.train.lora import Adapter
 from dftune.train.model import ScoredModel, load_model
-from dftune.train.world import World
+from dftune.train.world import ALONE, World
 
 
 def check_joined(world: World) -> None:
@@ -97,14 +97,14 @@ def check_scorer(recipe: Recipe, objective: Objective) -> None:
         raise ValueError(f"scorer.route is {config.route}: {'; '.join(found)}. Use scorer.route=auto.")
 
 
-def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device) -> ScoredModel:
-    """The recipe's model, in CPU memory, with an adapter where only that is trained.
+def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device, world: World = ALONE) -> ScoredModel:
+    """The recipe's model, in CPU memory, with an adapter where only that is trained. Rank 0 alone reads its weights.
 
     Weights that are trained are float32. A base that is not trained takes the precision of the compute on ``device``.
     """
     precision, lora = precision_of(recipe.train.precision, device), recipe.model.lora
     dtype = torch.float32 if lora is None else precision
-    model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=dtype)
+    model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=dtype, empty=not world.main)
     adapter = None if lora is None else Adapter(model, lora, seed=recipe.seed)
     return ScoredModel(model, precision, adapter, recipe.scorer)
 

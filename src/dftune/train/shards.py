@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -138,11 +138,20 @@ def _buckets(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
     return found
 
 
-def broadcast_weights(model: nn.Module) -> None:
-    """Every rank starts from the weights of rank 0."""
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor, src=0)
+def start_from_main(model: nn.Module, held: Mapping[str, Tensor], device: torch.device) -> None:
+    """Every rank starts from the weights and buffers of rank 0; one at a time is whole on the device.
+
+    Args:
+        model: sharded or not.
+        held: on rank 0, the weights from before it was sharded, by name.
+        device: of this rank.
+    """
+    for name, value in model.named_parameters():
+        full = held[name].to(device) if held else torch.empty(value.shape, dtype=value.dtype, device=device)
+        dist.broadcast(full, src=0)
+        put(full, value)
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
 
 
 # --- Whole tensors and shards ----------------------------------------------------------------------
@@ -157,13 +166,19 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def whole_on_main(tensors: Iterable[tuple[str, Tensor]], world: World) -> dict[str, Tensor]:
-    """Tensors by name, whole and on the CPU, on rank 0; nothing on the others. One at a time is on the device."""
+def whole_on_main(tensors: Iterable[tuple[str, Tensor]], world: World, *, copy: bool = False) -> dict[str, Tensor]:
+    """Tensors by name, whole and on the CPU, on rank 0; nothing on the others. One at a time is on the device.
+
+    Args:
+        tensors: and their names; every rank has the same ones in the same order.
+        world: the ranks.
+        copy: also what is whole on the CPU already.
+    """
     found = {}
     for name, tensor in tensors:
         full = whole(tensor.detach())
         if world.main:
-            found[name] = full.cpu().contiguous()
+            found[name] = full.to("cpu", copy=copy, memory_format=torch.contiguous_format)
     return found
 
 
