@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "serve a model over the OpenAI-compatible protocol, with vLLM or transformers",
     "grade": "grade saved completions again, without a model",
     "report": "one HTML file and a Markdown table that compare runs",
+    "audit": "check published result tables: averages, gains, possible scores, claims, bold cells, noise",
     "objectives": "every objective with its formula, unit, needs, options and paper",
     "formats": "every prompt format, and what a tokenizer makes of it: which tokens are trained on",
     "doctor": "what is installed, which devices there are, and how to add what is missing",

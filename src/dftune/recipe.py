@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dftune import config
 from dftune.config import Config
@@ -21,6 +22,21 @@ from dftune.train.config import (
     ScorerConfig,
     TrainConfig,
 )
+
+Scores = dict[str, Annotated[float, Field(ge=0, le=100)]]
+
+
+class PublishedConfig(Config):
+    """What was published for this recipe. It changes nothing; `dftune report` prints it beside what was measured."""
+
+    source: str
+    """Paper or repository, with table and row."""
+    scores: Scores = Field(default={})
+    """Accuracy in per cent, by BENCHMARK.PROTOCOL as reports call it."""
+    base: Scores = Field(default={})
+    """The same for the model that training starts from."""
+    notes: tuple[str, ...] = ()
+    """What differs from the published run, and what was not published."""
 
 
 class Recipe(Config):
@@ -50,6 +66,8 @@ class Recipe(Config):
     """Benchmarks to run when training has ended."""
     generate: GenerateConfig = GenerateConfig()
     """Negatives and rollouts to be sampled, and the sets made from them: docs/generated-data.md."""
+    published: PublishedConfig | None = None
+    """What was published for this recipe, to be compared with."""
 
     @field_validator("name")
     @classmethod

@@ -111,7 +111,7 @@ class RunFolder:
 
 
 def _free(key: str) -> bool:
-    return key in _FREE or key.startswith(("evaluate.", "generate.", "distributed."))
+    return key in _FREE or key.startswith(("evaluate.", "generate.", "distributed.", "published"))
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

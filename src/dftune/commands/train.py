@@ -14,7 +14,7 @@ _EPILOG = """\
 examples:
   dftune train recipes/examples/gsm8k-tiny.yaml
   dftune train my.yaml objective.name=dynamic_ft optimizer.lr=1e-4 name=my-dynamic
-  dftune train my.yaml --dry-run            the resolved recipe, every key with its value
+  dftune train my.yaml --dry-run            every key with its value; steps, memory, and what would be fetched
   dftune train my.yaml --resume             continue a killed run from its last checkpoint
   dftune train my.yaml --nproc 8            eight processes on this machine, one a GPU where there are GPUs
   torchrun --nproc-per-node 8 -m dftune train my.yaml      the same; with torchrun's rendezvous, over several machines
@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("recipe", type=Path, nargs="?", help="YAML recipe; .yaml may be left out")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to override")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved recipe and what it would do, and stop"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder from its last checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     parser.add_argument("--no-evaluate", action="store_true", help="leave out the recipe's benchmarks")
@@ -56,13 +58,16 @@ def run(args: argparse.Namespace) -> int:
     if args.recipe is None:
         raise ValueError("which recipe? `dftune train RECIPE`; there are some in recipes/examples/.")
     recipe = load_recipe(args.recipe, args.overrides)
-    if args.dry_run:
-        print(config.dump(recipe), end="")
-        return 0
 
     from dftune.train.needs import check_recipe  # noqa: PLC0415
 
     check_recipe(recipe)  # what cannot be trained is not worth preparing data for
+    if args.dry_run:
+        from dftune.train.plan import plan_of  # noqa: PLC0415
+
+        print(config.dump(recipe), end="")
+        print("\n".join(f"# {line}" for line in plan_of(recipe)))  # so that the output is a recipe still
+        return 0
     if args.nproc is not None:
         return _launch(args, recipe)
     return _train(args, recipe)

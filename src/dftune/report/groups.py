@@ -70,11 +70,14 @@ def _beside_references(groups: Sequence[Group]) -> Iterator[Group]:
 def condition(run: Run) -> dict[str, Any]:
     """What replicates share: the recipe with dotted keys, less name, output, seed and the folder of prepared data.
 
+    What was published for the recipe is no part of it either.
+
     A run without a recipe is known by its objective and model, as its manifest has them.
     """
     if not run.recipe:
         return {"objective.name": run.objective, "model.fingerprint": run.model_fingerprint, "run": run.name}
-    return {key: value for key, value in flatten(run.recipe).items() if key not in _NOT_A_CONDITION}
+    recipe = {key: value for key, value in run.recipe.items() if key != "published"}
+    return {key: value for key, value in flatten(recipe).items() if key not in _NOT_A_CONDITION}
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

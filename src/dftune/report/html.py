@@ -16,6 +16,7 @@ from dftune.report import wording
 from dftune.report.charts import swatch
 from dftune.report.figures import build_sections
 from dftune.report.method import Method
+from dftune.report.published import build_published
 from dftune.report.samples import build_browser
 from dftune.report.tables import ResultTable
 
@@ -43,6 +44,7 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             static_questions=browser.questions[:NUM_STATIC],
             outcomes=CATEGORIES,
             method=method,
+            published=build_published(table),
             style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hash=script_hash(script),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dftune.report.conditions import Column
 from dftune.report.method import Method
+from dftune.report.published import Published, build_published
 from dftune.report.tables import Cell, ResultTable
 from dftune.report.wording import count, interval, one_line, p_value, percent, signed
 
@@ -25,6 +26,9 @@ def render_markdown(title: str, verdict: str, table: ResultTable, notes: Sequenc
         parts.append(f"## {plain(table.name(column))}\n\n{detail_table(table, column)}")
         if any(table.cell(row, column).diagnosis for row in table.conditions):
             parts.append(endings_table(table, column))
+    published = build_published(table)
+    if published.sources:
+        parts.append(f"## Published against measured\n\n{published_table(published)}")
     if method.runs:
         parts.append(f"## Runs\n\n{_runs(method)}")
     return "\n\n".join(parts) + "\n"
@@ -112,6 +116,21 @@ def endings_table(table: ResultTable, column: Column) -> str:
             median = count(stats.tokens[0.5]) if stats.tokens else _DASH
             rows.append([row.label, name, percent(stats.share), count(stats.count), median, reasons])
     return grid(["condition", "ended", "share %", "completions", "median tokens", "reasons"], rows)
+
+
+def published_table(published: Published) -> str:
+    """Published scores beside measured ones, with their sources and what differs."""
+    rows = []
+    for row in published.rows:
+        shown = [_DASH, _DASH]
+        if row.measured is not None and row.difference is not None:
+            measured = f"{percent(row.measured.mean)} ({interval(row.measured.low, row.measured.high)})"
+            shown = [measured, signed(row.difference)]
+        rows.append([row.condition, row.column, percent(row.published), *shown, row.word])
+    header = ["condition", "benchmark", "published %", "measured %", "difference", "published lies"]
+    said = [f"{label}: {source}" for label, source in published.sources] + list(published.notes)
+    listed = "\n".join(f"- {plain(text)}" for text in said)
+    return f"{grid(header, rows)}\n\n{listed}" if rows else listed
 
 
 def _runs(method: Method) -> str:
