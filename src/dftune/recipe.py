@@ -12,6 +12,7 @@ from dftune.config import Config
 from dftune.data.config import DataConfig
 from dftune.evaluate.config import EvaluateConfig
 from dftune.files import check_name
+from dftune.track.config import TrackConfig
 from dftune.train.config import (
     DistributedConfig,
     ModelConfig,
@@ -20,6 +21,7 @@ from dftune.train.config import (
     ScorerConfig,
     TrainConfig,
 )
+from dftune.watch.config import WatchConfig
 
 
 class Recipe(Config):
@@ -47,6 +49,10 @@ class Recipe(Config):
     """Several processes, on one machine or more."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Benchmarks to run when training has ended."""
+    watch: WatchConfig = WatchConfig()
+    """Evaluation of the checkpoints while training goes on."""
+    track: TrackConfig = TrackConfig()
+    """Trackers that show the metrics."""
 
     @field_validator("name")
     @classmethod

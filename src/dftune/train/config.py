@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from dftune.config import Config
+from dftune.watch.config import KeepBestConfig
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -190,6 +191,8 @@ class TrainConfig(Config):
     """Save a checkpoint every so many steps; null saves none but the final model."""
     keep_checkpoints: Count | None = None
     """Keep the newest so many; null keeps all."""
+    keep_best: KeepBestConfig | None = None
+    """Never delete the best so many; null: only how new a checkpoint is counts."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

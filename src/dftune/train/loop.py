@@ -20,6 +20,7 @@ from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder
 from dftune.train import checkpoint
+from dftune.train.beside import Beside
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
 from dftune.train.lora import require_peft
@@ -63,6 +64,7 @@ def train(
     overwrite: bool = False,
     say: Say = print,
     world: World = ALONE,
+    beside: Beside | None = None,
 ) -> RunFolder:
     """Train a model as a recipe says.
 
@@ -74,6 +76,8 @@ def train(
         say: receives lines for a person, on rank 0.
         world: the ranks, from :func:`dftune.train.distributed.joined`; all of them call this. They need the same
             files under the same paths; rank 0 writes the run's folder.
+        beside: the watcher and exporter that the recipe asks for; whoever passes it calls its ``finish``. Left out,
+            they are waited for here.
 
     Returns:
         The run's folder, with the final model in ``model/``.
@@ -100,10 +104,14 @@ def train(
                 say(f"{folder.path} is finished; nothing to resume.")
             return folder
         counters = Counters()
+        aside = beside or Beside(recipe, say)
+        stack.push(lambda kind, *_: aside.end() if kind else None)
+        if world.main:
+            aside.start(folder, lambda: counters.step)
         try:
             with lost_ranks_named(world, recipe.distributed.timeout_s):
                 heard = say if world.main else _silence
-                _Run(recipe, data, folder, heard, world=world, counters=counters).train(resume=resume)
+                _Run(recipe, data, folder, heard, world=world, counters=counters, beside=aside).train(resume=resume)
         except KeyboardInterrupt:
             if world.main:
                 folder.log("end", counters.step, status="interrupted", message="interrupted from the keyboard")
@@ -112,6 +120,8 @@ def train(
             if world.main:
                 _try_log_failure(folder, counters.step, error)
             raise
+    if beside is None:
+        aside.finish()
     return folder
 
 
@@ -138,9 +148,10 @@ class _Run:
         *,
         world: World,
         counters: Counters,
+        beside: Beside,
     ) -> None:
         self.recipe, self.data, self.folder, self.say, self.world = recipe, data, folder, say, world
-        self.counters = counters
+        self.counters, self.beside = counters, beside
         self.device = device_of(recipe.train.device, world.local_rank)
         set_threads(recipe.train.threads, num_processes=world.local_size)
         from transformers import AutoTokenizer  # noqa: PLC0415
@@ -243,9 +254,26 @@ class _Run:
                 if settings.checkpoint_every and (step % settings.checkpoint_every == 0) and not last:
                     self._save_checkpoint()
                     meter.restart()
+                    if self._stops_early():
+                        break
         self._export()
+        self.beside.stop_sampling()
         self._log("end", status="finished", message=f"model in {self.folder.model}")
         self._prune()
+
+    def _stops_early(self) -> bool:
+        """Whether the results so far say that training should end here; the same on all ranks."""
+        if self.recipe.watch.stop is None:
+            return False
+        reason = self.world.from_main(self.beside.stop_reason)
+        if reason is None:
+            return False
+        step, every = self.counters.step, self.recipe.train.validate_every
+        self.say(f"stopped at step {step} of {self.schedule.num_steps}: {reason}")
+        self._log("stop", reason=reason)
+        if every is None or step % every:
+            self._validate()
+        return True
 
     def _export(self) -> None:
         adapter_path = self.folder.path / "adapter"
@@ -256,7 +284,8 @@ class _Run:
 
     def _prune(self) -> None:
         if self.world.main:
-            checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
+            spared = self.beside.spared()
+            checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints, spared)
 
     def _step(self) -> tuple[StepResult, list[MicroBatch]]:
         step = self.counters.step
