@@ -44,6 +44,7 @@ def score(folder, step, accuracy):
     append_jsonl(folder / "events.jsonl", [{**row, "protocol": "greedy", "accuracy": accuracy}])
 
 
+@pytest.mark.slow  # a watcher takes seconds to start
 def test_what_a_watcher_found_is_what_evaluating_the_checkpoints_afterwards_finds(watched):
     recipe, _ = watched("run")
     run(recipe)
@@ -76,6 +77,7 @@ def test_what_a_watcher_found_is_what_evaluating_the_checkpoints_afterwards_find
     assert "1 models loaded, 2 swapped" in (recipe.output / "logs" / "watch.log").read_text()
 
 
+@pytest.mark.slow  # a watcher takes seconds to start
 def test_a_run_with_a_watcher_is_the_run_without_one(watched):
     with_one, _ = watched("with")
     without, _ = watched("without", "watch.enabled=false")
@@ -86,8 +88,9 @@ def test_a_run_with_a_watcher_is_the_run_without_one(watched):
     assert RunFolder(with_one.output).finished()  # though its last rows are evaluations
 
 
+@pytest.mark.slow  # a watcher takes seconds to start
 def test_a_watcher_that_fails_is_said_and_training_goes_on(watched, tmp_path):
-    recipe, _ = watched("run", f"evaluate.benchmarks=[{tmp_path / 'nowhere.jsonl'}]")
+    recipe, _ = watched("run", f"watch.benchmarks=[{tmp_path / 'nowhere.jsonl'}]", "data.decontaminate.action=skip")
     said = []
     run(recipe, said.append)
     assert RunFolder(recipe.output).finished()
@@ -139,6 +142,7 @@ def test_the_best_checkpoints_by_held_out_nll_are_kept_beside_the_newest(watched
     assert set(steps_of(recipe.output)) == {8, *sorted(nll, key=nll.__getitem__)[:2]}
 
 
+@pytest.mark.slow  # a watcher takes seconds to start
 def test_training_stops_early_on_what_the_watcher_found(watched):
     stop = ("watch.stop.metric=eval/sums/greedy/accuracy", "watch.stop.patience=2", "train.checkpoint_every=1")
     recipe, path = watched("run", *stop, "train.steps=400", "train.log_every=7", "optimizer.lr=1e-9")
@@ -166,8 +170,9 @@ def test_the_machine_is_sampled_while_it_trains(watched):
     assert read_jsonl(recipe.output / "events.jsonl")[-1]["kind"] == "end"
 
 
+@pytest.mark.slow  # a watcher takes seconds to start
 def test_a_killed_trainer_ends_its_watcher_and_the_resumed_run_evaluates_the_rest(watched, tmp_path):
-    recipe, _ = watched("run", "train.steps=300", "train.checkpoint_every=5")
+    recipe, _ = watched("run", "train.steps=100", "train.checkpoint_every=10")
     path = tmp_path / "whole.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     command = [sys.executable, "-m", "dftune", "train", str(path), "--no-evaluate"]
@@ -180,15 +185,15 @@ def test_a_killed_trainer_ends_its_watcher_and_the_resumed_run_evaluates_the_res
     process.wait()
     done = {row["step"] for row in read_jsonl(events, partial_last_line=True) if row["kind"] == "evaluation"}
     assert not RunFolder(recipe.output).is_running()
-    short = [*command, "--resume"]
-    subprocess.run(short, check=True, capture_output=True)
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
     rows = [row for row in read_jsonl(events) if row["kind"] == "evaluation"]
     steps = [row["step"] for row in rows]
-    assert sorted(set(steps)) == [*range(5, 300, 5), 300]
+    assert sorted(set(steps)) == [*range(10, 100, 10), 100]
     assert len(steps) == len(set(steps))
     assert done <= set(steps)
 
 
+@pytest.mark.slow  # a watcher takes seconds to start
 def test_ctrl_c_ends_the_watcher_too(watched, tmp_path):
     recipe, _ = watched("run", "train.steps=2000", "train.checkpoint_every=5")
     path = tmp_path / "whole.yaml"

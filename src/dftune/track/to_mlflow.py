@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from dftune.track.trackers import Memory, Point, TrackedRun, flat
 
 _MOST_METRICS, _MOST_PARAMS, _LONGEST_PARAM = 1000, 100, 500
+_TAG = "dftune.id"
 _NOT_IN_NAMES = re.compile(r"[^\w/. :-]")
 
 
@@ -28,16 +29,18 @@ class MLflow:
 
     def begin(self, memory: Memory, *, anew: bool) -> None:
         """Take up the run; ``anew`` deletes it and makes another."""
-        known = memory.get("run_id", "")
-        if anew and known:
-            self._client.delete_run(known)
-        self._id = known if known and not anew else self._create()
-
-    def _create(self) -> str:
         project = self._of.config.project
         experiment = self._client.get_experiment_by_name(project)
         where = self._client.create_experiment(project) if experiment is None else experiment.experiment_id
-        created = self._client.create_run(where, run_name=self._of.name, tags={"dftune.id": self._of.id})
+        own = [run.info.run_id for run in self._client.search_runs([where], f"tags.`{_TAG}` = '{self._of.id}'")]
+        known = str(memory.get("run_id", ""))
+        if anew:
+            for run_id in {*own, *([known] if known else [])}:
+                self._client.delete_run(run_id)
+        self._id = known if known and not anew else self._create(where)
+
+    def _create(self, experiment: str) -> str:
+        created = self._client.create_run(experiment, run_name=self._of.name, tags={_TAG: self._of.id})
         found = str(created.info.run_id)
         recipe = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in flat(self._of.recipe).items()]
         for start in range(0, len(recipe), _MOST_PARAMS):

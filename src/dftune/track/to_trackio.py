@@ -24,17 +24,17 @@ class Trackio:
 
     def begin(self, memory: Memory, *, anew: bool) -> None:
         """Find the run; ``anew`` deletes what it holds."""
-        if anew and memory.get("name"):
-            self._delete(memory["name"])
+        if anew:
+            self._delete({self._name, memory.get("name")})
         self._open()
 
-    def _delete(self, name: str) -> None:
+    def _delete(self, names: set[Any]) -> None:
         try:
             found = list(trackio.Api().runs(self._of.config.project))
         except ValueError:  # no such project
             return
         for run in found:
-            if run.name == name:
+            if run.name in names:
                 run.delete()
 
     def _open(self) -> None:

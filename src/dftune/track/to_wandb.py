@@ -81,6 +81,7 @@ class WeightsAndBiases:
         if self._run is not None:
             self._run.finish()
             self._run = None
+            wandb.teardown()  # finish alone does not wait until an offline run is written
 
 
 connect = WeightsAndBiases
