@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from dftune.events import Tail, ended, identity, latest, scalars
@@ -28,7 +26,7 @@ def test_a_tail_reads_a_replaced_file_from_its_beginning_and_says_so(tmp_path):
     assert tail.new()
     assert not tail.replaced
     append_jsonl(other, [{"run": 2, "long": "x" * 90}])
-    os.replace(other, path)
+    other.replace(path)
     assert [row["run"] for row in tail.new()] == [2]
     assert tail.replaced
     path.unlink()

@@ -1,5 +1,6 @@
 """What trackers hold, read back: TensorBoard by its own reader, W&B from the bytes of its file."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,9 +9,8 @@ BLOCK, HEADER = 32768, 7
 
 def read_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Step and value of every scalar by its tag, as TensorBoard shows them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    found = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0})
     found.Reload()
     return {
         tag: [(event.step, round(event.value, 6)) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]
@@ -19,8 +19,7 @@ def read_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def wandb_records(path: Path):
     """The records of a .wandb file: LevelDB's log format after a header of seven bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    protocol = importlib.import_module("wandb.proto.wandb_internal_pb2")
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     position, parts = 7, []
@@ -34,7 +33,7 @@ def wandb_records(path: Path):
         parts.append(data[position + HEADER : position + HEADER + length])
         position += HEADER + length
         if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record()
+            record = protocol.Record()
             record.ParseFromString(b"".join(parts))
             parts = []
             yield record

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import signal
@@ -84,17 +85,14 @@ def series(run, name):
             for key, value in history.items():
                 found.setdefault(key, []).append((step, value))
     elif name == "trackio":
-        import trackio
-
+        trackio = importlib.import_module("trackio")
         (only,) = trackio.Api().runs(project(run))
         for logged in trackio.SQLiteStorage.get_logs(project(run), only.name, run_id=only.id):
             for key, value in logged.items():
                 if "/" in key:
                     found.setdefault(key, []).append((logged["step"], value))
     else:
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+        client = importlib.import_module("mlflow.tracking").MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
         (only,) = client.search_runs([client.get_experiment_by_name(project(run)).experiment_id])
         for key in only.data.metrics:
             history = client.get_metric_history(only.info.run_id, key)

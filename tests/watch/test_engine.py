@@ -87,7 +87,7 @@ def test_an_engine_whose_swap_failed_loads_the_next_model_whole(tmp_path, tokeni
     take(engine, first, tokenizer)
     broken = save(tmp_path / "c", tokenizer, seed=2)
     (broken / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(Exception, match="(?i)header"):
+    with pytest.raises(Exception, match=r"(?i)header"):
         take(engine, broken, tokenizer)
     assert_equal_models(take(engine, second, tokenizer).model, load_engine(second, device="cpu").model)
     assert (engine.num_loaded, engine.num_swapped) == (2, 0)

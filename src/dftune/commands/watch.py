@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         if args.once:
             raise ValueError(f"{folder} holds no run that has begun. Leave --once out to wait for it.")
         _say(f"waiting for a run in {folder}")
+        import dftune.watch.watcher  # noqa: F401, PLC0415  (to be ready when it begins)
+
         wait_until(begun, settings.poll_s)
     from dftune.watch.watcher import Watcher, watch_device, watch_threads  # noqa: PLC0415  (seconds to import)
 
