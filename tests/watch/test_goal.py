@@ -37,7 +37,7 @@ def test_training_stops_when_as_many_checkpoints_as_patience_says_were_no_better
     assert stop_reason({10: 0.5, 20: 0.4}, goal) is None
     assert stop_reason({10: 0.5, 20: 0.4, 30: 0.6, 40: 0.6}, goal) is None
     reason = stop_reason({10: 0.5, 20: 0.4, 30: 0.6, 40: 0.6, 50: 0.3}, goal)
-    assert reason == "accuracy has not been better than 0.6 of step 30 in 2 checkpoints since"
+    assert reason == "accuracy has not been better than 0.6 of step 30 in the 2 results since"
 
 
 def test_better_by_less_than_min_delta_is_not_better():

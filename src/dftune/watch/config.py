@@ -43,7 +43,7 @@ class StopConfig(GoalConfig):
     """When training ends before its last step."""
 
     patience: Annotated[int, Field(ge=1)] = 3
-    """Stop when this many checkpoints in a row are no better than the best before them."""
+    """Stop when this many results in a row are no better than the best before them."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """How much better counts as better."""
 

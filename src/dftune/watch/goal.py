@@ -42,4 +42,4 @@ def stop_reason(found: Mapping[int, float], goal: StopConfig) -> str | None:
             since += 1
     if best is None or since < goal.patience:
         return None
-    return f"{goal.metric} has not been better than {found[best]:.4g} of step {best} in {since} checkpoints since"
+    return f"{goal.metric} has not been better than {found[best]:.4g} of step {best} in the {since} results since"
