@@ -30,7 +30,7 @@ _PACKAGES = (
     "liger-kernel",
 )
 # These change when a model is saved again, and say nothing about what it computes.
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version")
+NOT_THE_MODEL = ("_name_or_path", "transformers_version")
 _CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -185,5 +185,5 @@ def model_fingerprint(folder: Path) -> str:
             f"{folder} is not a model: it needs config.json and *.safetensors, "
             f"and holds {', '.join(sorted(file.name for file in folder.glob('*'))[:10]) or 'nothing'}."
         )
-    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in _NOT_THE_MODEL}
+    config = {key: value for key, value in read_json(folder / "config.json").items() if key not in NOT_THE_MODEL}
     return fingerprint(config, {file.name: sha256_file(file) for file in weights})

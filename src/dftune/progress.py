@@ -65,13 +65,14 @@ class Progress:
             self._said = now
             left = (self.total - done) * (now - self._started) / max(1, done - self._first)
             print(
-                f"{self.title} {done}/{self.total}, {_duration(left)} left  {note}".rstrip(),
+                f"{self.title} {done}/{self.total}, {duration(left)} left  {note}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: ``1:02:03``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

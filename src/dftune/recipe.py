@@ -14,6 +14,7 @@ from dftune.data.config import DataConfig
 from dftune.evaluate.config import EvaluateConfig
 from dftune.files import check_name
 from dftune.generate.recipe import GenerateConfig
+from dftune.track.config import TrackConfig
 from dftune.train.config import (
     DistributedConfig,
     ModelConfig,
@@ -22,6 +23,7 @@ from dftune.train.config import (
     ScorerConfig,
     TrainConfig,
 )
+from dftune.watch.config import WatchConfig
 
 Scores = dict[str, Annotated[float, Field(ge=0, le=100)]]
 
@@ -68,6 +70,10 @@ class Recipe(Config):
     """Negatives and rollouts to be sampled, and the sets made from them: docs/generated-data.md."""
     published: PublishedConfig | None = None
     """What was published for this recipe, to be compared with."""
+    watch: WatchConfig = WatchConfig()
+    """Evaluation of the checkpoints while training goes on."""
+    track: TrackConfig = TrackConfig()
+    """Trackers that show the metrics."""
 
     @field_validator("name")
     @classmethod

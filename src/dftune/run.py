@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from dftune import config
-from dftune.files import append_jsonl, read_jsonl, write_json, write_text
+from dftune.events import EVENTS, Tail, ended
+from dftune.files import append_jsonl, write_json, write_text
 from dftune.recipe import Recipe
 
 _LOCK = ".lock"
 # Keys that may change when a run is taken up again, since they do not change what it computes.
+_FREE_SECTIONS = ("evaluate.", "generate.", "distributed.", "published", "watch.", "track.", "train.keep_best")
 _FREE = frozenset(
     {"output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.background_checkpoints"}
 )
@@ -80,15 +82,30 @@ class RunFolder:
 
     def log(self, kind: str, step: int, **fields: Any) -> None:
         """Append a row to events.jsonl."""
-        append_jsonl(self.path / "events.jsonl", [{"kind": kind, "step": step, "time": time.time(), **fields}])
+        append_jsonl(self.path / EVENTS, [{"kind": kind, "step": step, "time": time.time(), **fields}])
 
     def finished(self) -> bool:
         """Whether the run has ended and left its model."""
-        events = self.path / "events.jsonl"
-        if not events.is_file() or not self.model.is_dir():
+        return self.model.is_dir() and ended(Tail(self.path / EVENTS).new()) == "finished"
+
+    def has_begun(self) -> bool:
+        """Whether a training run is here whose recipe, manifest and first event are written."""
+        return all((self.path / name).is_file() for name in ("recipe.yaml", "manifest.json", EVENTS))
+
+    def is_running(self) -> bool:
+        """Whether a process trains here now."""
+        lock = self.path / _LOCK
+        if not lock.is_file():
             return False
-        rows = read_jsonl(events, partial_last_line=True)
-        return bool(rows) and rows[-1]["kind"] == "end" and rows[-1]["status"] == "finished"
+        host, _, process = lock.read_text(encoding="utf-8").partition(", process ")
+        if host == socket.gethostname() and process.isdecimal() and not _alive(int(process)):
+            return False  # without touching the lock, which another process may be about to take
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -111,7 +128,17 @@ class RunFolder:
 
 
 def _free(key: str) -> bool:
-    return key in _FREE or key.startswith(("evaluate.", "generate.", "distributed.", "published"))
+    return key in _FREE or key.startswith(_FREE_SECTIONS)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -186,6 +186,7 @@ def _evaluate(args: argparse.Namespace) -> list[Saved]:
     """Generate what is missing, print the table."""
     from dftune.environment import set_threads  # noqa: PLC0415
     from dftune.evaluate.locate import plan, recipe_section  # noqa: PLC0415
+    from dftune.evaluate.record import record  # noqa: PLC0415
     from dftune.evaluate.runner import evaluate  # noqa: PLC0415  (seconds to import)
     from dftune.evaluate.saved import find_saved  # noqa: PLC0415
     from dftune.evaluate.summary import table  # noqa: PLC0415
@@ -204,7 +205,7 @@ def _evaluate(args: argparse.Namespace) -> list[Saved]:
     summaries: list[EvalSummary] = []
     for item in plans:
         try:
-            summaries += evaluate(
+            found = evaluate(
                 item.model,
                 config.benchmarks,
                 config,
@@ -214,6 +215,8 @@ def _evaluate(args: argparse.Namespace) -> list[Saved]:
                 device=args.device,
                 scores=args.scores,
             )
+            record(item.output, found, "evaluate")
+            summaries += found
         except IncompleteError:
             if summaries:
                 print(table(summaries))

@@ -89,18 +89,33 @@ def _launch(args: argparse.Namespace, recipe: Recipe) -> int:
 
 def _train(args: argparse.Namespace, recipe: Recipe) -> int:
     from dftune.data.prepare import prepared  # noqa: PLC0415
+    from dftune.train.beside import Beside  # noqa: PLC0415
     from dftune.train.distributed import joined  # noqa: PLC0415
     from dftune.train.loop import train  # noqa: PLC0415
 
+    beside = Beside(recipe)
     with joined(recipe) as world:
         world.from_main(lambda: prepared(recipe) is not None)  # the others find it prepared
-        folder = train(recipe, prepared(recipe), resume=args.resume, overwrite=args.overwrite, world=world)
+        again = {"resume": args.resume, "overwrite": args.overwrite}
+        folder = train(recipe, prepared(recipe), **again, world=world, beside=beside)
     if not world.main:
         return 0
     print(f"model: {folder.model}")
+    beside.finish_watcher()
     if recipe.evaluate.benchmarks and not args.no_evaluate:
-        from dftune.evaluate.runner import evaluate_run  # noqa: PLC0415
-        from dftune.evaluate.summary import table  # noqa: PLC0415
-
-        print(table(evaluate_run(folder.path, recipe.evaluate)))
+        _evaluate(recipe, folder.path)
+    beside.finish()
     return 0
+
+
+def _evaluate(recipe: Recipe, run: Path) -> None:
+    """Run the benchmarks on the final model: what a watcher has left, on the watcher's device, as it began."""
+    from dftune.evaluate.record import record  # noqa: PLC0415
+    from dftune.evaluate.runner import evaluate_run  # noqa: PLC0415
+    from dftune.evaluate.summary import table  # noqa: PLC0415
+    from dftune.watch.watcher import watch_device  # noqa: PLC0415
+
+    device = watch_device(recipe.watch, run) if recipe.watch.enabled else "auto"
+    summaries = evaluate_run(run, recipe.evaluate, device=device)
+    record(run, summaries, "train")
+    print(table(summaries))

@@ -180,7 +180,9 @@ def _benchmarks(recipe: Recipe) -> list[Benchmark]:
     settings = recipe.data.decontaminate
     if settings.action == "skip":
         return []
-    return load_benchmarks([*recipe.evaluate.benchmarks, *settings.benchmarks], recipe.evaluate.data_dir)
+    return load_benchmarks(
+        [*recipe.evaluate.benchmarks, *(recipe.watch.benchmarks or ()), *settings.benchmarks], recipe.evaluate.data_dir
+    )
 
 
 def _screened(

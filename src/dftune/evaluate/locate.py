@@ -57,7 +57,7 @@ def plan(
         if step is not None or all_checkpoints:
             raise ValueError(f"{model} is one model of {run}; give the run itself with --step or --all-checkpoints.")
         return [Plan(str(_model_in(path) or path), output or run, at)]
-    models = _models(path)
+    models = models_of(path)
     if step is not None:
         chosen = [step]
     elif all_checkpoints:
@@ -110,7 +110,7 @@ def _is_run(path: Path) -> bool:
     return manifest.is_file() and read_json(manifest).get("kind") == "train"
 
 
-def _models(run: Path) -> dict[int, Path]:
+def models_of(run: Path) -> dict[int, Path]:
     """The models and adapters of a run by step; at the last step the final model, with that checkpoint's weights."""
     models = {}
     for folder in (run / "checkpoints").glob("step-*"):
@@ -136,7 +136,7 @@ def is_adapter(path: Path) -> bool:
 def _final_step(run: Path) -> int:
     events = run / "events.jsonl"
     rows = read_jsonl(events, partial_last_line=True) if events.is_file() else []
-    steps = [row["step"] for row in rows if row.get("kind") == "train"]
+    steps = [row["step"] for row in rows if row.get("kind") in ("train", "end")]
     if not steps:
         raise ValueError(f"{events} has no training step, so the step of the model in {run / 'model'} is not known.")
     return int(steps[-1])

@@ -41,6 +41,7 @@ def evaluate(
     dtype: str = "auto",
     scores: Path | None = None,
     say: Say | None = None,
+    load: Callable[..., Engine] | None = None,
 ) -> list[EvalSummary]:
     """Complete and grade benchmarks with a model, and write ``output/evals/step-N/BENCHMARK.SAMPLING.json(l)``.
 
@@ -59,6 +60,7 @@ def evaluate(
         dtype: of the weights; ``auto`` is bfloat16 on CUDA, float32 on the CPU.
         scores: JSONL with id, sample and score of completions that are there, for ``rm@n``.
         say: told what a user should know; default, print to stderr.
+        load: called as `make_engine` is, which is the default: the servers, or the model loaded here.
 
     Returns:
         One summary a benchmark and protocol.
@@ -102,9 +104,10 @@ def evaluate(
     begin_output(output, model, files.folder, tokenizer, device, prompt_format=_named(prompt_format))
 
     engine: Engine | None = None
+    load = load or make_engine
     for job in jobs:
         if job.missing():
-            engine = engine or make_engine(
+            engine = engine or load(
                 files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say
             )
             job.generate(engine, tokenizer)

@@ -237,9 +237,14 @@ def _last_by_step(events: Iterable[Row], kind: str) -> tuple[Row, ...]:
 
 
 def _wall_time(events: Sequence[Row]) -> float:
-    """Seconds between the first and last row of each session, added up; a session begins with a ``start`` row."""
+    """Seconds between the first and last row of each session, added up; a session begins with a ``start`` row.
+
+    Evaluations do not count, which may come when training has long ended, nor samples of the machine.
+    """
     sessions: list[list[float]] = []
     for row in events:
+        if row["kind"] in ("evaluation", "system"):
+            continue
         if row["kind"] == "start" or not sessions:
             sessions.append([])
         sessions[-1].append(float(row["time"]))

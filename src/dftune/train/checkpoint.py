@@ -6,7 +6,7 @@ import base64
 import errno
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -209,12 +209,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def prune(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what a kill left half-written."""
+def prune(folder: Path, keep: int | None, spared: Collection[int] = ()) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and what a kill left half-written.
+
+    A checkpoint is renamed before it is deleted, so that a reader finds it complete or absent.
+
+    Args:
+        folder: the run's checkpoints.
+        keep: how many; None keeps all.
+        spared: steps whose checkpoints stay, whatever their number.
+    """
     for leftover in folder.glob(".incomplete-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for path in list_checkpoints(folder)[keep:] if keep is not None else []:
-        shutil.rmtree(path)
+        if int(path.name.removeprefix("step-")) not in spared:
+            shutil.rmtree(path.rename(path.with_name(f".incomplete-{path.name}")))
 
 
 def newest_intact(folder: Path, warn: Callable[[str], None]) -> Path | None:

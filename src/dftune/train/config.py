@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from dftune.config import Config
+from dftune.watch.config import KeepBestConfig
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -193,6 +194,8 @@ class TrainConfig(Config):
     """Copy what is to be saved to CPU memory (12 bytes a trained parameter) and write it while training goes on."""
     keep_checkpoints: Count | None = None
     """Keep the newest so many; null keeps all."""
+    keep_best: KeepBestConfig | None = None
+    """Never delete the best so many; null: only how new a checkpoint is counts."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

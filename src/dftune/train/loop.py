@@ -21,6 +21,7 @@ from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder
 from dftune.train import checkpoint
+from dftune.train.beside import Beside
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
 from dftune.train.lora import require_peft
@@ -66,6 +67,7 @@ def train(
     overwrite: bool = False,
     say: Say = print,
     world: World = ALONE,
+    beside: Beside | None = None,
 ) -> RunFolder:
     """Train a model as a recipe says.
 
@@ -77,6 +79,8 @@ def train(
         say: receives lines for a person, on rank 0.
         world: the ranks, from :func:`dftune.train.distributed.joined`; all of them call this. They need the same
             files under the same paths; rank 0 writes the run's folder.
+        beside: the watcher and exporter that the recipe asks for; whoever passes it calls its ``finish``. Left out,
+            they are waited for here.
 
     Returns:
         The run's folder, with the final model in ``model/``.
@@ -103,10 +107,14 @@ def train(
                 say(f"{folder.path} is finished; nothing to resume.")
             return folder
         counters = Counters()
+        aside = beside or Beside(recipe, say)
+        stack.push(lambda kind, *_: aside.end() if kind else None)
+        if world.main:
+            aside.start(folder, lambda: counters.step)
         try:
             with lost_ranks_named(world, recipe.distributed.timeout_s):
                 heard = say if world.main else _silence
-                one = _Run(recipe, data, folder, heard, world=world, counters=counters)
+                one = _Run(recipe, data, folder, heard, world=world, counters=counters, beside=aside)
                 stack.callback(one.saver.wait)  # a checkpoint that is being written still needs the lock
                 one.train(resume=resume)
         except KeyboardInterrupt:
@@ -117,6 +125,8 @@ def train(
             if world.main:
                 _try_log_failure(folder, counters.step, error)
             raise
+    if beside is None:
+        aside.finish()
     return folder
 
 
@@ -142,7 +152,8 @@ def precompute_reference(recipe: Recipe, data: PreparedDataset, *, say: Say = pr
         )
     if recipe.model.lora is not None:
         require_peft()
-    run = _Run(recipe, data, RunFolder(recipe.output), say, world=ALONE, counters=Counters())
+    nothing = Beside(recipe, say)  # which is not started
+    run = _Run(recipe, data, RunFolder(recipe.output), say, world=ALONE, counters=Counters(), beside=nothing)
     assert run.provider.reference is not None, "the objective needs it"
     return run.provider.reference
 
@@ -170,9 +181,10 @@ class _Run:
         *,
         world: World,
         counters: Counters,
+        beside: Beside,
     ) -> None:
         self.recipe, self.data, self.folder, self.say, self.world = recipe, data, folder, say, world
-        self.counters = counters
+        self.counters, self.beside = counters, beside
         self.device = device_of(recipe.train.device, world.local_rank)
         set_threads(recipe.train.threads, num_processes=world.local_size)
         from transformers import AutoTokenizer  # noqa: PLC0415
@@ -267,11 +279,27 @@ class _Run:
                 if settings.checkpoint_every and (step % settings.checkpoint_every == 0) and not last:
                     self._save_checkpoint()
                     meter.restart()
+                    if self._stops_early():
+                        break
         self.saver.finish()
         self._export()
+        self.beside.stop_sampling()
         self._log("end", status="finished", message=f"model in {self.folder.model}")
-        if self.world.main:
-            checkpoint.prune(self.folder.checkpoints, settings.keep_checkpoints)
+        self._prune()
+
+    def _stops_early(self) -> bool:
+        """Whether the results so far say that training should end here; the same on all ranks."""
+        if self.recipe.watch.stop is None:
+            return False
+        reason = self.world.from_main(self.beside.stop_reason)
+        if reason is None:
+            return False
+        step, every = self.counters.step, self.recipe.train.validate_every
+        self.say(f"stopped at step {step} of {self.schedule.num_steps}: {reason}")
+        self._log("stop", reason=reason)
+        if every is None or step % every:
+            self._validate()
+        return True
 
     def _export(self) -> None:
         adapter_path = self.folder.path / "adapter"
@@ -279,6 +307,11 @@ class _Run:
         checkpoint.export(
             self.folder.model, model, self.tokenizer, adapter=adapter, adapter_path=adapter_path, world=self.world
         )
+
+    def _prune(self) -> None:
+        if self.world.main:
+            spared = self.beside.spared()
+            checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints, spared)
 
     def _step(self) -> tuple[StepResult, list[MicroBatch]]:
         step = self.counters.step
@@ -362,7 +395,7 @@ class _Run:
 
     def _saved(self, step: int, path: Path) -> None:
         self.folder.log("checkpoint", step, path=str(path.relative_to(self.folder.path)))
-        checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints)
+        self._prune()
 
     def _resume(self) -> bool:
         self.provider.check_same(self.folder.path / "manifest.json")

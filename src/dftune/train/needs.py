@@ -17,6 +17,7 @@ from dftune.recipe import Recipe
 from dftune.train.config import TrainConfig
 from dftune.train.setup import check_scorer
 from dftune.train.tokens import DIFFERENTIABLE, cut
+from dftune.watch.check import check_watch
 
 PROVIDED = frozenset({"ref_logps", "old_logps", "entropy", "top_k_entropy", "sum_sq_probs", "ref_kl", "groups"})
 _LENGTHS = (3, 2, 1, 2)
@@ -31,6 +32,7 @@ def check_recipe(recipe: Recipe) -> None:
     objective = get_objective(recipe.objective.name, **recipe.objective.options)
     check_objective(objective, recipe.train, grouped=recipe.data.columns.negatives is not None)
     check_scorer(recipe, objective)
+    check_watch(recipe)
 
 
 def check_objective(objective: Objective, config: TrainConfig, *, grouped: bool) -> None:

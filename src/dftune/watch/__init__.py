@@ -1,0 +1,1 @@
+"""Evaluation beside training: checkpoints are evaluated as they appear (docs/watch.md)."""
