@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "generate completions for benchmarks, grade them, print accuracy with an interval",
     "serve": "serve a model over the OpenAI-compatible protocol, with vLLM or transformers",
     "grade": "grade saved completions again, without a model",
+    "study": "train objectives x learning rates x seeds on equal terms, and report with error bars",
+    "sweep": "search for the best learning rate, batch size or any other key of a recipe, with Optuna",
     "report": "one HTML file and a Markdown table that compare runs",
     "objectives": "every objective with its formula, unit, needs, options and paper",
     "formats": "every prompt format, and what a tokenizer makes of it: which tokens are trained on",

@@ -47,12 +47,18 @@ def load(path: Path, model: type[C], overrides: Sequence[str] = ()) -> C:
         RecipeError: with every problem found, each naming its key and, for an unknown key, the nearest known one.
         FileNotFoundError: there is no such file.
     """
+    values, where, problems = read(path, overrides)
+    return validate(values, model, where, problems)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str, list[str]]:
+    """The values of a recipe before they are validated, the file they stand in, and what is wrong so far."""
     path = find_recipe(path)
     problems: list[str] = []
     values = read_yaml(path, problems)
     for override in overrides:
         _apply(values, override, problems)
-    return validate(values, model, str(path), problems)
+    return values, str(path), problems
 
 
 def find_recipe(path: Path) -> Path:

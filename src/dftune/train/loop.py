@@ -18,7 +18,7 @@ from dftune.files import write_json
 from dftune.objectives import get_objective
 from dftune.progress import Progress
 from dftune.recipe import Recipe
-from dftune.run import RunFolder
+from dftune.run import RunFolder, Watch
 from dftune.train import checkpoint
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
@@ -63,6 +63,7 @@ def train(
     overwrite: bool = False,
     say: Say = print,
     world: World = ALONE,
+    watch: Watch | None = None,
 ) -> RunFolder:
     """Train a model as a recipe says.
 
@@ -74,6 +75,7 @@ def train(
         say: receives lines for a person, on rank 0.
         world: the ranks, from :func:`dftune.train.distributed.joined`; all of them call this. They need the same
             files under the same paths; rank 0 writes the run's folder.
+        watch: receives every row of events.jsonl when it has been written; what it raises ends the run.
 
     Returns:
         The run's folder, with the final model in ``model/``.
@@ -87,7 +89,7 @@ def train(
     check_recipe(recipe)
     if recipe.model.lora is not None:
         require_peft()
-    folder = RunFolder(recipe.output)
+    folder = RunFolder(recipe.output, watch)
     with ExitStack() as stack:
 
         def start() -> bool:
