@@ -171,7 +171,7 @@ def test_a_study_that_has_begun_may_grow_and_may_not_become_another(tmp_path):
     plan_of(tmp_path).begin()
     plan_of(tmp_path, {"seeds": [0, 1, 2, 3]}).begin()
     assert Plan.of_folder(tmp_path / "study").recipe.study.seeds == (0, 1, 2, 3)
-    with pytest.raises(ValueError, match=r"shared.train.steps: 4 then, 5 now"):
+    with pytest.raises(ValueError, match=r"train\.steps: 4 then, 5 now"):
         plan_of(tmp_path, train={"steps": 5}).begin()
     with pytest.raises(ValueError, match="holds no study"):
         Plan.of_folder(tmp_path)

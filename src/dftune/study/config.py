@@ -256,7 +256,9 @@ def begin_folder(folder: Path, what: str, recipe: Config, *, may_change: tuple[s
         differing = sorted(key for key in before | now if before.get(key) != now.get(key))
         changed = [key for key in differing if not key.startswith(may_change)]
         if changed:
-            listed = "\n".join(f"  {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+            listed = "\n".join(
+                f"  {key.removeprefix('shared.')}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed
+            )
             raise ValueError(
                 f"{folder} holds a {what} with other settings:\n{listed}\n{advice}; for anything else give this one "
                 "another name."

@@ -64,8 +64,7 @@ def run_sweep(
         ValueError: the sweep cannot be run as it stands; nothing expensive has happened.
     """
     recipe.check()
-    advice = "Only sweep.num_trials, sweep.test and the evaluate section may change"
-    begin_folder(recipe.output, "sweep", recipe, may_change=_MAY_CHANGE, advice=advice)
+    begin(recipe)
     search = Search(recipe, stale_after_s)
     where = places(workers, recipe.trial(0, recipe.first).train.device)
     board, size = search.board, recipe.sweep.size
@@ -83,6 +82,16 @@ def run_sweep(
             arguments = (recipe, tested, stale_after_s)
             run_workers(test, arguments, where, board=board, logs=logs, on_poll=lambda: None)
     return finish(search)
+
+
+def begin(recipe: SweepRecipe) -> None:
+    """Write down what the sweep is, or check that it is what was begun.
+
+    Raises:
+        ValueError: the folder holds a sweep of other settings.
+    """
+    advice = "Only sweep.num_trials, sweep.test and the evaluate section may change"
+    begin_folder(recipe.output, "sweep", recipe, may_change=_MAY_CHANGE, advice=advice)
 
 
 def _ended(search: Search) -> Sequence[object]:
