@@ -91,9 +91,8 @@ def run_demo(
     recipe = make_study(output, scale)
     Plan(recipe).begin()
     _write_data(output, scale)
-    say(
-        f"{' and '.join(OBJECTIVES)}, {len(REGIMES)} regimes, {len(scale.seeds)} seeds, a {_size_of(BASE_MODEL):.1f} MB model"
-    )
+    size = _size_of(BASE_MODEL)
+    say(f"{' and '.join(OBJECTIVES)}, {len(REGIMES)} regimes, {len(scale.seeds)} seeds, a {size:.1f} MB model")
     for regime in REGIMES:
         say(f"  {regime.name}: {regime.why}")
     outcome = run_study(recipe, workers=workers, retry_failed=True, title="sft and dynamic_ft on a tiny model", say=say)
