@@ -86,7 +86,7 @@ def _run(parsed: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except KeyboardInterrupt:
-        _complain("\nInterrupted. `--resume` continues a training run from its last checkpoint.")
+        _complain("\nInterrupted. `--resume` continues a training run; the same command a study, a sweep or the demo.")
         status = 130
     except (ArithmeticError, OSError, IncompleteError) as error:
         _complain(f"dftune {parsed.command}: {_message(error)}")

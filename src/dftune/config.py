@@ -146,7 +146,17 @@ def describe(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    """A type as a person writes it, without the limits that pydantic keeps beside it."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Ellipsis or annotation is types.NoneType:
+        return "..." if annotation is Ellipsis else "None"
+    if origin is typing.Annotated:
+        return _type_name(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_type_name, inner))
+    if origin is typing.Literal or not inner:
+        return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return f"{origin.__name__}[{', '.join(map(_type_name, inner))}]"
 
 
 def _shown(value: Any) -> str:

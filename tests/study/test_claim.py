@@ -9,15 +9,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from dftune.study.board import Board
 from dftune.study.claim import LOST, Claims
 
-SRC = str(Path(__file__).parents[2] / "src")
+ROOT = Path(__file__).parents[2]
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     """A Python process that knows claims."""
     head = "import os, sys, time\nfrom pathlib import Path\nfrom dftune.study.claim import Claims\n"
-    environment = os.environ | {"PYTHONPATH": SRC}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     command = [sys.executable, "-c", head + script, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -117,17 +118,32 @@ def test_a_process_whose_task_was_taken_over_ends(tmp_path):
 
 
 def test_a_worker_ends_when_the_command_that_started_it_is_killed(tmp_path):
-    head = "import sys, time; from pathlib import Path; from dftune.study.claim import Claims"
-    script = f"""
-import subprocess
-worker = subprocess.Popen([sys.executable, "-c", {head + HOLD!r}, *sys.argv[1:]])
-print(worker.pid, flush=True)
-worker.wait()
+    script = """
+from tests.study.tiny import hold
+from dftune.study.board import Board
+from dftune.study.workers import places, run_workers
+folder = Path(sys.argv[1])
+run_workers(hold, (folder,), places(1, "cpu"), board=Board(folder), logs=folder / "logs", on_poll=lambda: None)
 """
-    parent = start(script, tmp_path, 120)
-    worker = int(parent.stdout.readline())
-    wait_for(lambda: Claims(tmp_path).holder("task"))
+    parent, claims = start(script, tmp_path), Board(tmp_path).claims
+    worker = wait_for(lambda: claims.holder("task")).pid
+    assert worker != parent.pid
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    assert wait_for(lambda: Claims(tmp_path).take("task")).name == "task.1"
+    assert wait_for(lambda: claims.take("task")).name == "task.1"
     wait_for(lambda: not Path(f"/proc/{worker}").exists() or " Z " in Path(f"/proc/{worker}/stat").read_text())
+
+
+def test_a_task_that_takes_its_process_with_it_twice_has_failed(tmp_path):
+    script = """
+from tests.study.tiny import die
+from dftune.study.board import Board
+from dftune.study.workers import places, run_workers
+folder = Path(sys.argv[1])
+run_workers(die, (folder,), places(1, "cpu"), board=Board(folder), logs=folder / "logs", on_poll=lambda: None)
+"""
+    assert start(script, tmp_path).wait(timeout=100) == 0
+    (state,) = Board(tmp_path).states().values()
+    assert state.status == "failed"
+    assert "its process died 2 times, the last time by signal 9" in state.error
+    assert len(list((tmp_path / "claims").iterdir())) == 2

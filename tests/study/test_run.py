@@ -104,6 +104,22 @@ def test_data_are_prepared_once_and_all_objectives_saw_the_same_tokens_at_every_
     assert len({json.dumps(rows) for rows in seen.values()}) == 1
 
 
+def test_reference_log_probabilities_are_computed_once_for_all_objectives_and_seeds(tmp_path):
+    write_problems(tmp_path / "train.jsonl", generate(30, seed=0, split="train"))
+    study = {"objectives": [{"name": "iw_sft"}, {"name": "prior_ft"}], "lrs": [1e-4], "seeds": [0, 1]}
+    changes = {
+        "data": {"source": str(tmp_path / "train.jsonl")},
+        "model": {"scratch": None, "path": str(BASE_MODEL)},
+        "train": {"steps": 1, "batch_size": 2},
+    }
+    recipe = make_study(study_values(tmp_path, study, **changes), "test")
+    assert run_here(recipe).sound
+    references = {read_json(cell / "manifest.json")["reference"] for cell in (recipe.output / "cells").iterdir()}
+    stored = [path.name for path in (recipe.output / "prepared/data/reference").iterdir() if path.is_dir()]
+    assert len(list((recipe.output / "cells").iterdir())) == 4
+    assert stored == list(references)
+
+
 def test_a_finished_study_is_not_run_again(finished):
     recipe, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (recipe.output / "cells").rglob("*") if path.is_file()}

@@ -1,5 +1,8 @@
 """Recipes of studies and sweeps that run in seconds: a tiny new model on additions."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +49,23 @@ def sections(folder: Path, **changes: dict[str, Any]) -> dict[str, Any]:
 def study_values(folder: Path, study: dict[str, Any], **changes: dict[str, Any]) -> dict[str, Any]:
     """The values of a study's recipe."""
     return {"name": "tiny", "output": str(folder / "study"), "study": study, **sections(folder, **changes)}
+
+
+def hold(folder: Path) -> None:
+    """A worker that takes a task and keeps it."""
+    from dftune.study.board import Board  # noqa: PLC0415
+
+    claims = Board(folder).claims
+    with claims.held(claims.take("task")):
+        time.sleep(60)
+
+
+def die(folder: Path) -> None:
+    """A worker that takes a task and dies of it, unless the task has been given up."""
+    from dftune.study.board import Board  # noqa: PLC0415
+
+    board = Board(folder)
+    while not board.ended("task"):
+        if board.claims.take("task") is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)

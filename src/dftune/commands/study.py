@@ -27,7 +27,7 @@ the same time: each run is done once, and what a dead machine leaves is taken ov
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = _EPILOG
-    parser.add_argument("recipe", type=Path, help="YAML recipe with a study section; or: status FOLDER")
+    parser.add_argument("recipe", type=Path, nargs="?", help="YAML recipe with a study section; or: status FOLDER")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to override")
     parser.add_argument("--workers", type=int, help="runs side by side (default: CUDA devices, else cores, at most 4)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; nothing is kept")
@@ -51,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
         return _status(args)
     if args.keys:
         return _keys()
+    if args.recipe is None:
+        raise ValueError(
+            "which recipe? `dftune study RECIPE`; there is a small one in recipes/examples/study-tiny.yaml."
+        )
     from dftune.study.config import load_study  # noqa: PLC0415
     from dftune.study.plan import Plan  # noqa: PLC0415
 

@@ -26,7 +26,7 @@ It may run on several machines that share the folder at the same time. docs/swee
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = _EPILOG
-    parser.add_argument("recipe", type=Path, help="YAML recipe with a sweep section; or: status FOLDER")
+    parser.add_argument("recipe", type=Path, nargs="?", help="YAML recipe with a sweep section; or: status FOLDER")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="recipe keys to override")
     parser.add_argument("--workers", type=int, help="trials side by side (default: devices, else cores, at most 4)")
     parser.add_argument("--dry-run", action="store_true", help="print the space and the recipe of one point, and stop")
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         return _status(args)
     if args.keys:
         return _keys()
+    if args.recipe is None:
+        raise ValueError("which recipe? `dftune sweep RECIPE`; there is a small one in recipes/sweeps/tiny.yaml.")
     from dftune.sweep.config import load_sweep  # noqa: PLC0415
 
     recipe = load_sweep(args.recipe, args.overrides)

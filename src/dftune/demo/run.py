@@ -82,7 +82,7 @@ def run_demo(
         The HTML report.
 
     Raises:
-        RuntimeError: a run has failed.
+        ChildProcessError: a run has failed.
     """
     from dftune.study.run import run_study  # noqa: PLC0415
 
@@ -98,7 +98,7 @@ def run_demo(
     outcome = run_study(recipe, workers=workers, retry_failed=True, title="sft and dynamic_ft on a tiny model", say=say)
     if not outcome.sound or outcome.report is None or outcome.html is None:
         listed = "; ".join([*outcome.failed.values(), *outcome.unequal])
-        raise RuntimeError(f"the demo could not be finished: {listed}. {output / 'logs'} says more.")
+        raise ChildProcessError(f"the demo could not be finished: {listed}. {output / 'logs'} says more.")
     say("\n" + outcome.report.summary())
     for note in outcome.report.notes:
         say(f"note: {note}")

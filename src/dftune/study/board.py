@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,8 @@ class Board:
         self._known = {name: state for name, state in self._known.items() if name in files}
         for name, path in files.items():
             if name not in self._known:
-                self._known[name] = State(**read_json(path))
+                with suppress(FileNotFoundError):  # it has just been allowed another try
+                    self._known[name] = State(**read_json(path))
         return dict(self._known)
 
     def ended(self, task: str) -> bool:

@@ -79,16 +79,14 @@ class Claims:
                 os.utime(path, (0, 0))
 
     def _beat(self, path: Path, over: threading.Event) -> None:
-        parent, every = os.getppid(), min(self.stale_after_s / 6, 20.0)
+        every = min(self.stale_after_s / 6, 20.0)
         last = time.monotonic()
         while not over.wait(min(_TICK_S, every)):
-            if os.getppid() != parent:  # the command that started this worker was killed
-                _end(f"{path.name}: the process that started this one is gone")
             if time.monotonic() - last < every:
                 continue
             last = time.monotonic()
             if self._newest(_task(path)) != path:
-                _end(f"{path.name}: another process took this task over")
+                end_now(f"{path.name}: another process took this task over")
             with suppress(FileNotFoundError):
                 os.utime(path)
 
@@ -187,7 +185,7 @@ def _is_running(pid: int) -> str:
     return "running"
 
 
-def _end(reason: str) -> None:
+def end_now(reason: str) -> None:
     """End the process at once: the main thread may be in the middle of a step that it has no right to any more."""
     print(f"{reason}; this process ends.", file=sys.stderr, flush=True)
     os._exit(LOST)

@@ -19,10 +19,12 @@ from dftune.report.wording import count, duration, size
 from dftune.study.board import Board, State
 from dftune.study.plan import Cell, Key, Plan, base_settings
 from dftune.study.select import GREEDY_ALONE, problems_of, without_limit
-from dftune.study.workers import places
+from dftune.study.workers import Places, places
 
 _PROBE_STEPS = 4
 _PROBE_PROBLEMS = 16
+_BUSY = 0.5
+"""On CPU a process that computes with one thread and gets less of a core than this shares it with others."""
 _STATES_OF_A_CHECKPOINT = 3
 """Weights and two moments, of 4 bytes a parameter each."""
 
@@ -37,6 +39,7 @@ class Speed:
         validation_s: scoring the held-out rows once.
         problem_s: answering one problem once.
         model_bytes: the final model.
+        share: of the processor's time that this process got while it was measured.
     """
 
     start_s: float
@@ -44,6 +47,7 @@ class Speed:
     validation_s: float
     problem_s: float
     model_bytes: int
+    share: float
 
 
 def describe_plan(plan: Plan, *, workers: int | None = None, probe: bool = True) -> str:
@@ -78,7 +82,7 @@ def describe_plan(plan: Plan, *, workers: int | None = None, probe: bool = True)
     lines = [f"{plan.recipe.name}: {num_runs} runs, {where.what}, in {plan.folder}", "", *lay_out(rows, 3), ""]
     lines.append(f"tokens: {count(total_tokens) if total_tokens else 'not known before the data are prepared'}")
     lines.append(f"disk: {size(total_bytes) if total_bytes else 'not known'} beside the prepared data")
-    lines.append(f"time: {_time(total_s, len(where.environments), measured, speeds, probe)}")
+    lines.append(f"time: {_time(total_s, where, measured, speeds, probe)}")
     if states:
         ended = sum(state.status == "done" for state in states.values())
         lines.append(
@@ -96,12 +100,20 @@ def _row(cell: Key, runs: tuple[int, int], *, steps: int | None, tokens: int | N
     return (cell[2], cell[0] or "-", cell[1] or "-", shown, *("-" if n is None else count(n) for n in (steps, tokens)))
 
 
-def _time(total_s: float, num: int, measured: Mapping[str, float], speeds: Mapping[str, Speed], probe: bool) -> str:
+def _time(
+    total_s: float, where: Places, measured: Mapping[str, float], speeds: Mapping[str, Speed], probe: bool
+) -> str:
     if math.isnan(total_s):
         why = "" if probe else ", since it was not to be probed"
         return f"not known{why or ': the model is not on this machine, so that it could not be probed'}"
+    num = len(where.environments)
     source = "from runs that have ended" if measured else f"from {_PROBE_STEPS} steps of each objective"
-    return f"about {duration(total_s / num)} on {num} {'worker' if num == 1 else 'workers'}, {source}"
+    share = sum(speed.share for speed in speeds.values()) / len(speeds) if speeds else 1.0
+    busy = ""
+    if share < _BUSY and not where.on_cuda:
+        idle = duration(share * total_s / num)
+        busy = f"; the machine is busy (the probe got {100 * share:.0f} % of a core): {idle} on an idle one"
+    return f"about {duration(total_s / num)} on {num} {'worker' if num == 1 else 'workers'}, {source}{busy}"
 
 
 def _one_of_each(plan: Plan) -> list[Cell]:
@@ -186,7 +198,7 @@ def _probe(cell: Cell, temporary: Path, plan: Plan) -> Speed:
 
     short = {"steps": _PROBE_STEPS, "epochs": None, "validate_every": None, "checkpoint_every": None, "log_every": 1}
     recipe = _moved(cell.recipe, temporary, **short)
-    data, started = prepared(recipe), time.time()
+    data, started, computed = prepared(recipe), time.time(), time.process_time()
     train(recipe, data, say=lambda line: None)
     rows = read_jsonl(recipe.output / "events.jsonl")
     steps = [row["time"] for row in rows if row["kind"] == "train"]
@@ -202,7 +214,8 @@ def _probe(cell: Cell, temporary: Path, plan: Plan) -> Speed:
     model_bytes = sum(file.stat().st_size for file in (recipe.output / "model").iterdir())
     shutil.rmtree(recipe.output)
     step_s = (steps[-1] - steps[0]) / (len(steps) - 1)
-    return Speed(begun - started, step_s, validated - begun, problem_s, model_bytes)
+    share = (time.process_time() - computed) / (time.time() - started)
+    return Speed(begun - started, step_s, validated - begun, problem_s, model_bytes, share)
 
 
 def _seconds(speed: Speed | None, recipe: Recipe, steps: int | None, plan: Plan) -> float | None:

@@ -103,6 +103,8 @@ class Plan:
         Raises:
             RecipeError: the recipe of the cell is not valid.
         """
+        if (known := self._made.get((key, lr, seed))) is not None:
+            return known
         model, condition, label = key
         study, where = self.recipe.study, "-".join(part for part in (model, condition) if part)
         values: dict[str, Any] = dict(self.recipe.shared)
@@ -118,7 +120,12 @@ class Plan:
         name = "-".join(part for part in (where, label, f"lr{_rate(rate)}", f"s{seed}") if part)
         values |= {"name": name, "output": str(self.folder / "cells" / name)}
         recipe = config.validate(values, Recipe, f"{self.recipe.name}, cell {name}")
-        return Cell(name, key, recipe.optimizer.lr, seed, recipe)
+        return self._made.setdefault((key, lr, seed), Cell(name, key, recipe.optimizer.lr, seed, recipe))
+
+    @cached_property
+    def _made(self) -> dict[tuple[Key, float | None, int], Cell]:
+        """Cells by what they are: tasks are listed again and again, and validating a recipe takes a while."""
+        return {}
 
     def check(self) -> None:
         """Find what is wrong with any cell before the first is trained.

@@ -89,8 +89,8 @@ def run_study(
 
         def show() -> None:
             states = board.states()
-            progress.total = num_tasks(plan, states)
             if len(states) > progress.done:
+                progress.total = num_tasks(plan, states)
                 failed = sum(state.status == "failed" for state in states.values())
                 progress.update(len(states), f"tasks{f', {failed} failed' if failed else ''}")
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from dftune.environment import available_cores
 from dftune.study.board import Board, State
-from dftune.study.claim import LOST
+from dftune.study.claim import LOST, end_now
 
 _POLL_S = 0.3
 _MOST_DEATHS = 2
@@ -33,6 +34,11 @@ class Places:
 
     environments: tuple[Mapping[str, str], ...]
     what: str
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether they have a device each."""
+        return "CUDA_VISIBLE_DEVICES" in self.environments[0]
 
 
 def places(workers: int | None, device: str) -> Places:
@@ -108,7 +114,7 @@ def run_workers(
         on_poll: called several times a second.
 
     Raises:
-        RuntimeError: workers die before they begin; the log says why.
+        ChildProcessError: workers die before they begin; the log says why.
     """
     logs.mkdir(parents=True, exist_ok=True)
     context, deaths = get_context("spawn"), _Deaths()
@@ -156,7 +162,7 @@ def _account(process: Any, board: Board, deaths: _Deaths, log: Path) -> None:
     if not tasks and code != LOST:
         deaths.idle += 1
         if deaths.idle > _MOST_DEATHS:
-            raise RuntimeError(f"workers die before they take a task (the last by {how}); {log} says why.")
+            raise ChildProcessError(f"workers die before they take a task (the last by {how}); {log} says why.")
 
 
 def _worker(log: Path, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -164,7 +170,16 @@ def _worker(log: Path, work: Callable[..., None], arguments: tuple[Any, ...]) ->
     sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     work(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Nobody counts what is done when the command has been killed; and its next start finds its tasks free."""
+    parent = parent_process()
+    assert parent is not None, "a worker has a parent"
+    connection.wait([parent.sentinel])
+    end_now("the process that started this one is gone")
 
 
 @contextmanager

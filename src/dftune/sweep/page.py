@@ -35,6 +35,7 @@ $sections
 """)
 _WIDE = Frame(width=700, height=300, left=24, right=24, top=34, bottom=26)
 _BAR_HEIGHT = 30
+_DECADE = 10
 
 
 def render_page(results: Results) -> str:
@@ -89,14 +90,14 @@ def _table(results: Results) -> str:
         + f'<th scope="row">{trial.number}</th>'
         + "".join(f"<td>{_text(shown(trial.values.get(key)))}</td>" for key in keys)
         + f"<td>{'&mdash;' if trial.value is None else f'{trial.value:.4g}'}</td>"
-        + f'<td class="text">{_text(trial.state)}</td>'
+        + f"<td>{_text(trial.state)}</td>"
         + f"<td>{'&mdash;' if trial.seconds is None else duration(trial.seconds)}</td></tr>"
         for trial in ordered
     ]
     body = "\n".join(rows)
     note = f"The value of a pruned trial is the {results.recipe.sweep.pruned_by} that it was pruned at."
     return (
-        f'<div class="scroll"><table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="how">{_text(note)}</p>'
     )
 
@@ -189,12 +190,15 @@ def _curves(results: Results) -> str:
     if not lines:
         return ""
     metric = results.recipe.sweep.pruned_by
+    reported = [value for line in lines for _, value in line.mean]
+    wide = min(reported) > 0 and max(reported) > _DECADE * min(reported)
     chart = line_chart(
         lines,
         title=f"{metric} during training",
         description=f"{metric} of {len(lines)} trials",
         x_label="% of the training",
         y_label=metric,
+        y_scale=log_scale(reported) if wide else None,
         frame=Frame(width=700, height=300),
     )
     how = f"{metric} over the held-out rows. A line that ends early is a trial that was pruned."
