@@ -17,14 +17,17 @@ from dftune.cli import main
 from dftune.config import validate
 from dftune.demo.problems import generate
 from dftune.demo.run import BASE_MODEL, write_problems
+from dftune.environment import available_cores
 from dftune.files import read_json, read_jsonl
 from dftune.recipe import Recipe
-from dftune.study.board import Board
+from dftune.study.board import Board, State
 from dftune.study.budget import check_budgets
 from dftune.study.cell import train_cell
 from dftune.study.config import make_study
 from dftune.study.plan import Cell, Plan
 from dftune.study.run import finish, work
+from dftune.study.status import status
+from dftune.study.workers import places
 
 OBJECTIVES = [{"name": "sft"}, {"name": "dynamic_ft"}]
 
@@ -200,6 +203,46 @@ def test_the_dry_run_counts_runs_steps_and_tokens_and_leaves_nothing_behind(tmp_
     assert "tiny: 16 runs, 1 CPU worker" in said
     assert "from 4 steps of each objective" in said
     assert not (tmp_path / "study").exists()
+
+
+class StopError(Exception):
+    """Ends a run from outside."""
+
+
+def test_the_status_shows_who_trains_what_and_how_far_it_is(tmp_path):
+    study = {"objectives": OBJECTIVES, "lrs": [1e-3], "seeds": [0]}
+    plan = Plan(make_study(study_values(tmp_path, study), "test"))
+    plan.begin()
+    board = Board(plan.folder)
+    board.record("prepare.data", State("done"))
+
+    def stop(row):
+        if row["kind"] == "train" and row["step"] == 3:
+            raise StopError
+
+    first, second = plan.first_cells
+    with board.claims.held(board.claims.take(f"run.{first.name}")):
+        with pytest.raises(StopError):
+            train_cell(first.recipe, stop)
+        board.record(f"run.{second.name}", State("failed", error="out of luck"))
+        text, over = status(plan.folder)
+    lines = text.splitlines()
+    assert next(line.split() for line in lines if line.startswith("runs")) == ["runs", "0", "1", "1", "0"]
+    (at_work,) = (line for line in lines if f"run.{first.name}" in line)
+    assert "step 3 of 4" in at_work
+    assert f"process {os.getpid()}" in at_work
+    assert any(f"failed: run.{second.name}: out of luck" in line for line in lines)
+    assert not over
+
+
+def test_cores_are_divided_among_workers():
+    cores = available_cores()
+    for num in (1, 2, 4 * cores):
+        where = places(num, "cpu")
+        assert [dict(each) for each in where.environments] == [{"OMP_NUM_THREADS": str(max(1, cores // num))}] * num
+    assert len(places(None, "cpu").environments) == min(4, cores)
+    with pytest.raises(ValueError, match="at least 1"):
+        places(0, "cpu")
 
 
 def study_command(path: Path, *arguments: str) -> list[str]:
