@@ -107,7 +107,9 @@ def test_the_page_and_the_json_hold_every_trial_and_load_nothing(searched):
     saved = read_json(search.recipe.output / "sweep.json")
     assert [trial["number"] for trial in saved["trials"]] == list(range(12))
     assert saved["best"] == found.results.best.number
-    assert set(saved["importances"]) <= {"optimizer.lr", "train.batch_size"}
+    shares = saved["importances"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["optimizer.lr"] > 0.8  # six decades of it against batches of 4 and 8
     html = found.page.read_text()
     assert html.count('<tr><th scope="row">') == 12
     assert "Parallel coordinates" in html

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -33,9 +33,14 @@ $sections
 </body>
 </html>
 """)
+_PRUNED_TOO = (
+    "A line a trial; the thick one is the best, grey ones were pruned. The axis of the metric is that of the trials "
+    "trained to the end; what is beyond it is drawn at its end."
+)
 _WIDE = Frame(width=700, height=300, left=24, right=24, top=34, bottom=26)
 _BAR_HEIGHT = 30
-_DECADE = 10
+_WIDE_RANGE = 5
+"""Curves of values that differ by more than this factor are drawn on a log scale."""
 
 
 def render_page(results: Results) -> str:
@@ -43,7 +48,7 @@ def render_page(results: Results) -> str:
     style = (Path(report.__file__).parent / "style.css").read_text(encoding="utf-8")
     sections = [
         ("Trials", _table(results)),
-        ("What mattered", _importances(results.importances)),
+        ("What mattered", _importances(results)),
         ("Values and metric", parallel_coordinates(results)),
         ("While they trained", _curves(results)),
     ]
@@ -102,7 +107,8 @@ def _table(results: Results) -> str:
     )
 
 
-def _importances(importances: Mapping[str, float]) -> str:
+def _importances(results: Results) -> str:
+    importances = results.importances
     if not importances:
         return ""
     frame = Frame(width=700, height=len(importances) * _BAR_HEIGHT + 8, left=190, right=60, top=4, bottom=4)
@@ -114,8 +120,8 @@ def _importances(importances: Mapping[str, float]) -> str:
         parts.append(f'<rect class="area s1" x="{frame.x(0):.1f}" y="{y + 5:.1f}" width="{width:.1f}" height="18"/>')
         parts.append(f'<text class="value" x="{frame.x(share) + 6:.1f}" y="{y + 18:.1f}">{100 * share:.0f} %</text>')
     how = (
-        "Share of the spread between trials that each key accounts for by itself (PED-ANOVA, arXiv 2304.10255), of "
-        "trials that were trained to the end. With few trials it is a hint."
+        f"Share of the spread between trials that each key accounts for by itself, {results.importances_of} "
+        "(PED-ANOVA, arXiv 2304.10255). With few trials it is a hint."
     )
     return f"<figure>{_svg(frame, 'Importance of each key', parts)}<figcaption>{_text(how)}</figcaption></figure>"
 
@@ -150,7 +156,7 @@ def parallel_coordinates(results: Results) -> str:
         points = "L".join(f"{x:.1f} {frame.y(axis.share(trial)):.1f}" for x, axis in zip(places, axes, strict=True))
         name = f"trial {trial.number}, {trial.state}: {trial.value:.4g}"
         parts.append(f'<path class="{kind}" fill="none" d="M{points}"><title>{_text(name)}</title></path>')
-    how = "A line a trial; the thick one is the best, grey ones were pruned." if comparable else "A line a trial."
+    how = _PRUNED_TOO if comparable else "A line a trial."
     return f"<figure>{_svg(frame, 'Parallel coordinates', parts)}<figcaption>{_text(how)}</figcaption></figure>"
 
 
@@ -191,7 +197,7 @@ def _curves(results: Results) -> str:
         return ""
     metric = results.recipe.sweep.pruned_by
     reported = [value for line in lines for _, value in line.mean]
-    wide = min(reported) > 0 and max(reported) > _DECADE * min(reported)
+    wide = min(reported) > 0 and max(reported) > _WIDE_RANGE * min(reported)
     chart = line_chart(
         lines,
         title=f"{metric} during training",

@@ -42,13 +42,14 @@ class Results:
     Attributes:
         recipe: of the sweep.
         trials: by number.
-        importances: share of the spread of the metric that each key accounts for; empty where too few trials were
-            completed.
+        importances: share of the spread of the metric that each key accounts for; empty where too few trials ended.
+        importances_of: when the metric was taken.
     """
 
     recipe: SweepRecipe
     trials: tuple[Trial, ...]
     importances: Mapping[str, float]
+    importances_of: str = ""
 
     @property
     def completed(self) -> list[int]:
@@ -73,6 +74,7 @@ class Results:
             "space": {key: one.model_dump(mode="json", exclude_defaults=True) for key, one in sweep.space.items()},
             "best": None if best is None else best.number,
             "importances": dict(self.importances),
+            "importances_of": self.importances_of,
             "trials": [
                 {
                     "number": trial.number,
@@ -103,15 +105,28 @@ def read_results(search: Search) -> Results:
         for one in frozen
         if one.state.name != "WAITING"
     ]
-    return Results(search.recipe, tuple(trials), _importances(search, trials))
+    return Results(search.recipe, tuple(trials), *_importances(search, trials))
 
 
-def _importances(search: Search, trials: list[Trial]) -> dict[str, float]:
-    ended = [trial for trial in trials if trial.state == "complete"]
-    if len(ended) < _LEAST_FOR_IMPORTANCE or len({trial.value for trial in ended}) == 1:
-        return {}
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # noqa: PLC0415
+def _importances(search: Search, trials: list[Trial]) -> tuple[dict[str, float], str]:
+    """Importances of the metric if enough trials ended, else of what all showed at the first rung; and which it is."""
+    import optuna  # noqa: PLC0415
 
-    # Of keys that every trial has; PED-ANOVA (arXiv 2304.10255) needs nothing but numpy and scipy.
-    found = get_param_importances(search.study, evaluator=PedAnovaImportanceEvaluator())
-    return {key: float(share) for key, share in found.items()}
+    ended = {trial.number: trial.value for trial in trials if trial.state == "complete" and trial.value is not None}
+    prune, what = search.recipe.sweep.prune, "of the trials that were trained to the end"
+    if len(ended) < _LEAST_FOR_IMPORTANCE and prune is not None:
+        rung = 100 * prune.after
+        reached = ((trial.number, [value for share, value in trial.curve if share >= rung]) for trial in trials)
+        ended, what = {number: values[0] for number, values in reached if values}, f"after {rung:.0f} % of the training"
+    if len(ended) < _LEAST_FOR_IMPORTANCE or len(set(ended.values())) == 1:
+        return {}, ""
+    alike = optuna.create_study(direction=search.study.direction)
+    for one in search.study.get_trials(deepcopy=False):
+        if one.number in ended:
+            alike.add_trial(
+                optuna.create_trial(params=one.params, distributions=one.distributions, value=ended[one.number])
+            )
+    # PED-ANOVA (arXiv 2304.10255) needs nothing but numpy and scipy.
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    found = optuna.importance.get_param_importances(alike, evaluator=evaluator)
+    return {key: float(share) for key, share in found.items()}, what
