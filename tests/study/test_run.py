@@ -15,6 +15,7 @@ from tests.train.runs import assert_same_run, rows_of
 
 from dftune.cli import main
 from dftune.config import validate
+from dftune.data.dataset import PreparedDataset
 from dftune.demo.problems import generate
 from dftune.demo.run import BASE_MODEL, write_problems
 from dftune.environment import available_cores
@@ -105,6 +106,20 @@ def test_data_are_prepared_once_and_all_objectives_saw_the_same_tokens_at_every_
         seen[cell.name] = [(step, rows[step]["tokens"], rows[step]["supervised_tokens"]) for step in sorted(rows)]
     assert len(seen) == 4
     assert len({json.dumps(rows) for rows in seen.values()}) == 1
+
+
+def test_a_rate_can_be_chosen_by_answers_to_the_held_out_rows(tmp_path):
+    study = {"objectives": [{"name": "sft"}], "lrs": [1e-3, 1e-2], "seeds": [0], "select": {"metric": "accuracy"}}
+    values = study_values(tmp_path, study, train={"steps": 1}, evaluate={"max_tokens": 4, "num_samples": 3})
+    recipe = make_study(values, "test")
+    outcome = run_here(recipe)
+    assert outcome.sound
+    (choice,) = outcome.choices
+    assert choice.lr == 1e-3  # a model of one step answers nothing: of equals the smallest
+    assert choice.values == ((1e-3, 0.0), (1e-2, 0.0))
+    held_out = PreparedDataset.load(recipe.output / "prepared" / "data").ids("validation")
+    (rows,) = (recipe.output / "tuning" / "sft-lr1e-3-s0").glob("evals/step-1/validation.greedy.jsonl")
+    assert sorted(row["id"] for row in read_jsonl(rows)) == sorted(held_out)
 
 
 def test_reference_log_probabilities_are_computed_once_for_all_objectives_and_seeds(tmp_path):

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dftune import config
 from dftune.files import write_json, write_text
@@ -21,6 +22,9 @@ from dftune.sweep.config import SweepRecipe, trial_name
 from dftune.sweep.page import render_page
 from dftune.sweep.results import Results, read_results
 from dftune.sweep.search import PrunedError, Search, Watcher
+
+if TYPE_CHECKING:
+    import optuna
 
 Say = Callable[[str], None]
 
@@ -108,20 +112,18 @@ def work(recipe: SweepRecipe, stale_after_s: float) -> None:
             search.tell(trial, value, state)
 
 
-def _train(search: Search, trial: object) -> tuple[float | None, str]:
+def _train(search: Search, trial: optuna.Trial) -> tuple[float | None, str]:
     """One trial, from its last checkpoint where it has begun; the metric and how it ended."""
     recipe, select = search.recipe, search.recipe.sweep.select
-    values = search.values(trial)  # type: ignore[arg-type]
-    number: int = trial.number  # type: ignore[attr-defined]
     try:
-        run = recipe.trial(number, values)
+        run = recipe.trial(trial.number, search.values(trial))
         prepare_once(search.board.claims, run)
         prunes = recipe.sweep.prune is not None
-        watcher = Watcher(trial, run, recipe.sweep.pruned_by)  # type: ignore[arg-type]
+        watcher = Watcher(trial, run, recipe.sweep.pruned_by)
         train_cell(run, watcher if prunes else None)
         return measure(select, run, recipe.output / "tuning" / run.name), "COMPLETE"
     except PrunedError as pruned:
-        print(f"{trial_name(number)}: {pruned}")
+        print(f"{trial_name(trial.number)}: {pruned}")
         return None, "PRUNED"
     except Exception:
         traceback.print_exc()
