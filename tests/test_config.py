@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from dftune import config
-from dftune.config import RecipeError
+from dftune.config import RecipeError, read_yaml
 from dftune.recipe import Recipe, load_recipe
 
 GOOD = """\
@@ -138,4 +138,7 @@ def test_every_shipped_recipe_is_valid(request):
     found = sorted((request.config.rootpath / "recipes").rglob("*.yaml"))
     assert found
     for path in found:
-        assert load_recipe(path).name == path.stem
+        values = read_yaml(path, [])
+        assert values["name"] == path.stem
+        if not values.keys() & {"study", "sweep"}:  # of which tests/study/test_recipes.py knows more
+            load_recipe(path)

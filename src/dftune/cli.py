@@ -24,6 +24,8 @@ COMMANDS = {
     "track": "bring the metrics of runs into TensorBoard, Weights & Biases, trackio or MLflow",
     "serve": "serve a model over the OpenAI-compatible protocol, with vLLM or transformers",
     "grade": "grade saved completions again, without a model",
+    "study": "train objectives x learning rates x seeds on equal terms, and report with error bars",
+    "sweep": "search for the best learning rate, batch size or any other key of a recipe, with Optuna",
     "report": "one HTML file and a Markdown table that compare runs",
     "audit": "check published result tables: averages, gains, possible scores, claims, bold cells, noise",
     "objectives": "every objective with its formula, unit, needs, options and paper",
@@ -89,9 +91,7 @@ def _run(parsed: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except KeyboardInterrupt:
-        _complain(
-            "\nInterrupted. `--resume` continues a training run; evaluate and generate go on by the same command."
-        )
+        _complain("\nInterrupted. `--resume` continues a training run; anything else goes on by the same command.")
         status = 130
     except (ArithmeticError, OSError, IncompleteError) as error:
         _complain(f"dftune {parsed.command}: {_message(error)}")

@@ -47,12 +47,18 @@ def load(path: Path, model: type[C], overrides: Sequence[str] = ()) -> C:
         RecipeError: with every problem found, each naming its key and, for an unknown key, the nearest known one.
         FileNotFoundError: there is no such file.
     """
+    values, where, problems = read(path, overrides)
+    return validate(values, model, where, problems)
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str, list[str]]:
+    """The values of a recipe before they are validated, the file they stand in, and what is wrong so far."""
     path = find_recipe(path)
     problems: list[str] = []
     values = read_yaml(path, problems)
     for override in overrides:
         _apply(values, override, problems)
-    return validate(values, model, str(path), problems)
+    return values, str(path), problems
 
 
 def find_recipe(path: Path) -> Path:
@@ -140,7 +146,17 @@ def describe(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    """A type as a person writes it, without the limits that pydantic keeps beside it."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Ellipsis or annotation is types.NoneType:
+        return "..." if annotation is Ellipsis else "None"
+    if origin is typing.Annotated:
+        return _type_name(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_type_name, inner))
+    if origin is typing.Literal or not inner:
+        return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return f"{origin.__name__}[{', '.join(map(_type_name, inner))}]"
 
 
 def _shown(value: Any) -> str:

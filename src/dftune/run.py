@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from dftune import config
 from dftune.events import EVENTS, Tail, ended
 from dftune.files import append_jsonl, write_json, write_text
 from dftune.recipe import Recipe
+
+Watch = Callable[[Mapping[str, Any]], None]
+"""Called with every row of events.jsonl when it has been written."""
 
 _LOCK = ".lock"
 # Keys that may change when a run is taken up again, since they do not change what it computes.
@@ -28,8 +31,8 @@ _FREE = frozenset(
 class RunFolder:
     """``runs/NAME``: see docs/run-folder.md for what it holds."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, watch: Watch | None = None) -> None:
+        self.path, self._watch = path, watch
 
     @property
     def checkpoints(self) -> Path:
@@ -82,7 +85,10 @@ class RunFolder:
 
     def log(self, kind: str, step: int, **fields: Any) -> None:
         """Append a row to events.jsonl."""
-        append_jsonl(self.path / EVENTS, [{"kind": kind, "step": step, "time": time.time(), **fields}])
+        row = {"kind": kind, "step": step, "time": time.time(), **fields}
+        append_jsonl(self.path / EVENTS, [row])
+        if self._watch is not None:
+            self._watch(row)
 
     def finished(self) -> bool:
         """Whether the run has ended and left its model."""

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = _EPILOG
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write (default runs/demo)")
-    parser.add_argument("--workers", type=int, help="runs side by side, a thread each (default: the cores, at most 4)")
+    parser.add_argument("--workers", type=int, help="runs side by side (default: the cores, at most 4)")
     parser.add_argument("--overwrite", action="store_true", help="start anew instead of taking up what is there")
 
 
@@ -34,8 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
     from dftune.demo.run import run_demo  # noqa: PLC0415
 
-    if args.workers is not None and args.workers < 1:
-        raise ValueError(f"--workers is {args.workers}; it must be at least 1.")
     if args.overwrite and args.output.exists():
         if not (args.output / "data" / "arithmetic.jsonl").is_file():
             raise ValueError(f"{args.output} is not a folder of the demo; it will not be deleted.")

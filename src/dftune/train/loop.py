@@ -19,7 +19,7 @@ from dftune.files import write_json
 from dftune.objectives import get_objective
 from dftune.progress import Progress
 from dftune.recipe import Recipe
-from dftune.run import RunFolder
+from dftune.run import RunFolder, Watch
 from dftune.train import checkpoint
 from dftune.train.beside import Beside
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
@@ -68,6 +68,7 @@ def train(
     say: Say = print,
     world: World = ALONE,
     beside: Beside | None = None,
+    watch: Watch | None = None,
 ) -> RunFolder:
     """Train a model as a recipe says.
 
@@ -81,6 +82,7 @@ def train(
             files under the same paths; rank 0 writes the run's folder.
         beside: the watcher and exporter that the recipe asks for; whoever passes it calls its ``finish``. Left out,
             they are waited for here.
+        watch: receives every row of events.jsonl when it has been written; what it raises ends the run.
 
     Returns:
         The run's folder, with the final model in ``model/``.
@@ -94,7 +96,7 @@ def train(
     check_recipe(recipe)
     if recipe.model.lora is not None:
         require_peft()
-    folder = RunFolder(recipe.output)
+    folder = RunFolder(recipe.output, watch)
     with ExitStack() as stack:
 
         def start() -> bool:

@@ -1,0 +1,1 @@
+"""Controlled comparisons: objectives, learning rates, seeds, models and data conditions from one recipe."""
