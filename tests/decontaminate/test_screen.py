@@ -86,7 +86,7 @@ def test_the_page_escapes_what_the_data_holds_and_marks_what_differs(tmp_path: P
     found = screen([row], load_benchmarks([str(path)]))
     files = found.files("mine", "remove")
     assert "<script" not in files["contamination.html"]
-    assert "<mark>&lt;script&gt;alert(1)&lt;/script&gt;" in files["contamination.html"]
+    assert "&lt;<mark>script</mark>&gt;<mark>alert</mark>(<mark>1</mark>)&lt;/" in files["contamination.html"]
     assert json.loads(files["contamination.jsonl"].splitlines()[0])["problem"] == row.problem
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from difflib import SequenceMatcher
 from html import escape
 from typing import Any
 
+_WORD = re.compile(r"[^\W_]+")
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --mark: #f5c84266; --muted: #777 }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
@@ -60,13 +62,21 @@ def _answer(answer: str | Sequence[str] | None) -> str:
 
 
 def marked(left: str, right: str) -> tuple[str, str]:
-    """Both texts as HTML, with the words marked that the other has not in the same place."""
-    words = left.split(), right.split()
-    matcher = SequenceMatcher(None, *words, autojunk=False)
-    out: tuple[list[str], list[str]] = ([], [])
-    for kind, *ends in matcher.get_opcodes():
-        for side, (start, end) in enumerate((ends[:2], ends[2:])):
-            text = escape(" ".join(words[side][start:end]))
-            if text:
-                out[side].append(text if kind == "equal" else f"<mark>{text}</mark>")
-    return " ".join(out[0]), " ".join(out[1])
+    """Both texts as HTML, with the words and numbers marked that the other has not in the same place."""
+    words = list(_WORD.finditer(left)), list(_WORD.finditer(right))
+    mine, other = ([match[0].lower() for match in found] for found in words)
+    blocks = SequenceMatcher(None, mine, other, autojunk=False).get_matching_blocks()
+    same = (
+        {place for block in blocks for place in range(block.a, block.a + block.size)},
+        {place for block in blocks for place in range(block.b, block.b + block.size)},
+    )
+    return _marked(left, words[0], same[0]), _marked(right, words[1], same[1])
+
+
+def _marked(text: str, words: Sequence[re.Match[str]], same: Collection[int]) -> str:
+    out, end = [], 0
+    for place, match in enumerate(words):
+        word = escape(match[0])
+        out += [escape(text[end : match.start()]), word if place in same else f"<mark>{word}</mark>"]
+        end = match.end()
+    return "".join([*out, escape(text[end:])])
