@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from dftune.generate.base import IncompleteError
+from dftune.stopped import STATUS as STOPPED
+from dftune.stopped import Stopped
 
 _OVERRIDE = re.compile(r"[\w.-]+=")
 
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; what a user can mend is said on one screen, without a traceback.
 
     Returns:
-        0 on success, 1 when the work failed, 2 when the input was wrong, 130 when interrupted.
+        0 on success, 1 when the work failed, 2 when the input was wrong, 75 when a signal stopped a run that
+        `--resume` continues, 130 when interrupted from the keyboard.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(next((argument for argument in arguments if not argument.startswith("-")), None))
@@ -86,6 +89,9 @@ def _run(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _complain("\nInterrupted. `--resume` continues a training run from its last checkpoint.")
         status = 130
+    except Stopped as stopped:
+        _complain(f"dftune {parsed.command}: {stopped}")
+        status = STOPPED
     except (ArithmeticError, OSError, IncompleteError) as error:
         _complain(f"dftune {parsed.command}: {_message(error)}")
         status = 1

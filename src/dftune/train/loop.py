@@ -20,6 +20,7 @@ from dftune.objectives import get_objective
 from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder
+from dftune.stopped import Stopped
 from dftune.train import checkpoint
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
@@ -44,6 +45,7 @@ from dftune.train.setup import (
     scored_model,
 )
 from dftune.train.step import NonFiniteError, Pass, StepResult, train_step
+from dftune.train.stop import StopRequest
 from dftune.train.world import ALONE, World
 
 Say = Callable[[str], None]
@@ -56,6 +58,7 @@ class Counters:
     step: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    validated: int = -1  # step of the last validation
 
 
 def train(
@@ -85,6 +88,7 @@ def train(
         ValueError: the recipe cannot be run as it stands; nothing expensive has happened.
         NonFiniteError: the loss or gradient became NaN or infinite; the batch is in ``failed-batch.json``.
         OSError: the disk is full; checkpoints written before are intact.
+        Stopped: SIGTERM or SIGUSR1 asked for it; a checkpoint of the last step is complete. Heard in the main thread.
     """
     check_joined(world)
     check_recipe(recipe)
@@ -102,16 +106,20 @@ def train(
             if world.main:
                 say(f"{folder.path} is finished; nothing to resume.")
             return folder
-        counters = Counters()
+        counters, request = Counters(), StopRequest()
         try:
-            with lost_ranks_named(world, recipe.distributed.timeout_s):
+            with request.listening(), lost_ranks_named(world, recipe.distributed.timeout_s):
                 heard = say if world.main else _silence
-                one = _Run(recipe, data, folder, heard, world=world, counters=counters)
+                one = _Run(recipe, data, folder, heard, world=world, counters=counters, request=request)
                 stack.callback(one.saver.wait)  # a checkpoint that is being written still needs the lock
                 one.train(resume=resume)
         except KeyboardInterrupt:
             if world.main:
                 folder.log("end", counters.step, status="interrupted", message="interrupted from the keyboard")
+            raise
+        except Stopped as stopped:
+            if world.main:
+                folder.log("end", counters.step, status=stopped.status, message=str(stopped))
             raise
         except (ArithmeticError, OSError, ValueError) as error:
             if world.main:
@@ -143,9 +151,10 @@ class _Run:
         *,
         world: World,
         counters: Counters,
+        request: StopRequest,
     ) -> None:
         self.recipe, self.data, self.folder, self.say, self.world = recipe, data, folder, say, world
-        self.counters = counters
+        self.counters, self.request = counters, request
         self.device = device_of(recipe.train.device, world.local_rank)
         set_threads(recipe.train.threads, num_processes=world.local_size)
         from transformers import AutoTokenizer  # noqa: PLC0415
@@ -218,7 +227,8 @@ class _Run:
         self.say(self._headline())
         self._log("start", num_steps=self.schedule.num_steps, resumed=resumed)
         self.model.train()
-        if not resumed:
+        self.request.training = True
+        if self._validation_is_due():
             self._validate()
         settings, num_steps = self.recipe.train, self.schedule.num_steps
         title, done = f"train {self.recipe.name}", self.counters.step
@@ -234,7 +244,8 @@ class _Run:
                     progress.update(
                         step, f"loss {row['loss']:.4f}  nll {row['nll']:.4f}  {row['tokens_per_s']:,.0f} tokens/s"
                     )
-                if last or (settings.validate_every and step % settings.validate_every == 0):
+                self._stop_if_asked()
+                if self._validation_is_due():
                     self._validate()
                     meter.restart()
                 if settings.checkpoint_every and (step % settings.checkpoint_every == 0) and not last:
@@ -245,6 +256,19 @@ class _Run:
         self._log("end", status="finished", message=f"model in {self.folder.model}")
         if self.world.main:
             checkpoint.prune(self.folder.checkpoints, settings.keep_checkpoints)
+
+    def _validation_is_due(self) -> bool:
+        """Also where a run is taken up that was stopped before it came to it."""
+        step, every = self.counters.step, self.recipe.train.validate_every
+        due = step in (0, self.schedule.num_steps) or (every is not None and step % every == 0)
+        return due and self.counters.validated != step
+
+    def _stop_if_asked(self) -> None:
+        asked = self.request.over(self.world)
+        if asked is not None:
+            self._save_checkpoint()
+            self.saver.finish()
+            raise Stopped(asked, f"after step {self.counters.step} of {self.schedule.num_steps}, which is saved")
 
     def _export(self) -> None:
         adapter_path = self.folder.path / "adapter"
@@ -315,6 +339,7 @@ class _Run:
         return row
 
     def _validate(self) -> None:
+        self.counters.validated = self.counters.step
         if len(self.held_out) == 0:
             return
         batches = self._batches(self.held_out.of((0, index) for index in range(len(self.held_out))))

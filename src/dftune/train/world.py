@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dftune.stopped import STATUS as STOPPED
+from dftune.stopped import Stopped
+
 T = TypeVar("T")
 
 
@@ -78,7 +81,7 @@ class World:
             try:
                 box = [(make(), None)]
             except Exception as raised:  # the others must hear of it before it goes on
-                error, box = raised, [(None, 2 if isinstance(raised, ValueError) else 1)]
+                error, box = raised, [(None, _status(raised))]
         dist.broadcast_object_list(box, src=0, group=self.patient)
         if error is not None:
             raise error
@@ -88,6 +91,12 @@ class World:
             raise SystemExit(status)
         found: T = value
         return found
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, Stopped):
+        return STOPPED
+    return 2 if isinstance(error, ValueError) else 1
 
 
 ALONE = World()
