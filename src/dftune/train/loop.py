@@ -15,13 +15,12 @@ from dftune.data.dataset import PreparedDataset
 from dftune.data.hub import from_pretrained
 from dftune.data.prompts import PromptFormat, recorded_format
 from dftune.environment import describe_environment, set_threads
-from dftune.files import write_json
 from dftune.objectives import get_objective
 from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder
 from dftune.stopped import Stopped
-from dftune.train import checkpoint
+from dftune.train import checkpoint, skip
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
 from dftune.train.lora import require_peft
@@ -58,6 +57,7 @@ class Counters:
     step: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    skipped: int = 0
     validated: int = -1  # step of the last validation
 
 
@@ -86,7 +86,8 @@ def train(
 
     Raises:
         ValueError: the recipe cannot be run as it stands; nothing expensive has happened.
-        NonFiniteError: the loss or gradient became NaN or infinite; the batch is in ``failed-batch.json``.
+        NonFiniteError: the loss or gradient became NaN or infinite more often than ``train.max_skipped_steps``; the
+            batches are in ``failed-batches/``.
         OSError: the disk is full; checkpoints written before are intact.
         Stopped: SIGTERM or SIGUSR1 asked for it; a checkpoint of the last step is complete. Heard in the main thread.
     """
@@ -239,7 +240,7 @@ class _Run:
                 meter.add(batches)
                 step = self.counters.step
                 last = step == num_steps
-                if self._is_logged(step):
+                if result is not None and self._is_logged(step):
                     row = self._log_step(result.over(self.world), meter)
                     progress.update(
                         step, f"loss {row['loss']:.4f}  nll {row['nll']:.4f}  {row['tokens_per_s']:,.0f} tokens/s"
@@ -253,7 +254,8 @@ class _Run:
                     meter.restart()
         self.saver.finish()
         self._export()
-        self._log("end", status="finished", message=f"model in {self.folder.model}")
+        skipped = f"; {self.counters.skipped} steps were skipped" if self.counters.skipped else ""
+        self._log("end", status="finished", message=f"model in {self.folder.model}{skipped}")
         if self.world.main:
             checkpoint.prune(self.folder.checkpoints, settings.keep_checkpoints)
 
@@ -277,7 +279,8 @@ class _Run:
             self.folder.model, model, self.tokenizer, adapter=adapter, adapter_path=adapter_path, world=self.world
         )
 
-    def _step(self) -> tuple[StepResult, list[MicroBatch]]:
+    def _step(self) -> tuple[StepResult | None, list[MicroBatch]]:
+        """The next step, which leaves no result where it was skipped."""
         step = self.counters.step
         self.provider.begin(step)
         examples = self.examples.of(self.schedule.visits(step))
@@ -294,7 +297,8 @@ class _Run:
                 how=replace(self.how, stats=frozenset({"top1_hit"}) if logged else frozenset()),
             )
         except NonFiniteError as error:
-            raise self._not_finite(error, examples) from None
+            self._skip(error, examples)
+            return None, batches
         self.counters.step += 1
         self.counters.tokens += sum(map(len, examples))
         self.counters.supervised_tokens += sum(int(example.completion_mask[1:].sum()) for example in examples)
@@ -383,17 +387,22 @@ class _Run:
         self.say(f"resumed from {newest} at step {self.counters.step} of {self.schedule.num_steps}")
         return True
 
-    def _not_finite(self, error: NonFiniteError, examples: Sequence[Example]) -> NonFiniteError:
-        step = self.counters.step
-        path = self.folder.path / "failed-batch.json"
-        ids = [example.id for example in examples]
-        lr = learning_rate(step, self.schedule.num_steps, self.recipe.optimizer)
+    def _skip(self, error: NonFiniteError, examples: Sequence[Example]) -> None:
+        """Go on without the step, or end the run."""
+        step, limit = self.counters.step + 1, self.recipe.train.max_skipped_steps
+        lr = learning_rate(step - 1, self.schedule.num_steps, self.recipe.optimizer)
+        path = skip.batch_path(self.folder.path, step)
         if self.world.main:
-            write_json(path, {"step": step + 1, "error": str(error), "lr": lr, "example_ids": ids})
-        return NonFiniteError(
-            f"step {step + 1}: {error}. The weights before this step are finite and nothing was saved after it; the "
-            f"examples are listed in {path}. Lower optimizer.lr (now {lr:.3g}), lengthen optimizer.warmup_ratio, or "
-            "look at those examples."
+            skip.save_batch(path, step, error, lr, examples)
+        if self.counters.skipped >= limit:
+            raise NonFiniteError(
+                skip.refusal(step, error, path, skipped=self.counters.skipped, limit=limit, lr=lr)
+            ) from None
+        self.counters.step, self.counters.skipped = step, self.counters.skipped + 1
+        batch = str(path.relative_to(self.folder.path))
+        self._log("skipped", error=str(error), batch=batch, num_skipped=self.counters.skipped)
+        self.say(
+            f"step {step} skipped, {self.counters.skipped} of at most {limit}: {error}; its examples are in {path}"
         )
 
     def _manifest(self) -> dict[str, Any]:
