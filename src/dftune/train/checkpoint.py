@@ -110,7 +110,9 @@ def writer(
         }
         write_json(aside / _MANIFEST, {"format": 1, "step": step, "files": listing})
 
-    return lambda: _complete_or_absent(folder / f"step-{step}", write)
+    trained = (value for value in model.parameters() if adapter is None or value.requires_grad)
+    num_bytes = sum(tensor.nbytes for tensor in (*trained, *moments.values()))
+    return lambda: _complete_or_absent(folder / f"step-{step}", write, num_bytes)
 
 
 def export(
@@ -150,12 +152,13 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def export_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> Path:
     """Write a Hugging Face folder, complete or absent; an older one under the name is replaced."""
-    return _complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer, weights))
+    num_bytes = sum(value.nbytes for value in model.parameters())
+    return _complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer, weights), num_bytes)
 
 
 def export_adapter(path: Path, adapter: Adapter) -> Path:
     """Write an adapter's folder, complete or absent; an older one under the name is replaced."""
-    return _complete_or_absent(path, adapter.save)
+    return _complete_or_absent(path, adapter.save, sum(value.nbytes for value in adapter.weights().values()))
 
 
 def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> None:
@@ -171,9 +174,10 @@ def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Ten
     tokenizer.save_pretrained(path)
 
 
-def _complete_or_absent(path: Path, write: Callable[[Path], None]) -> Path:
-    aside = path.with_name(f".incomplete-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+def _complete_or_absent(path: Path, write: Callable[[Path], None], num_bytes: int) -> Path:
+    aside, older = (path.with_name(f".incomplete-{kind}{path.name}") for kind in ("", "older-"))
+    for leftover in (aside, older):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         write(aside)
@@ -184,16 +188,17 @@ def _complete_or_absent(path: Path, write: Callable[[Path], None]) -> Path:
                 sync(file)
         sync(aside)
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(older)
         aside.rename(path)
         sync(path.parent)
+        shutil.rmtree(older, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
         raise OSError(
             getattr(error, "errno", None) or errno.EIO,
-            f"could not write {path} ({free / 1e9:.2f} GB free): {error}. What was saved before is intact; "
-            "free some space and continue with --resume",
+            f"could not write {path} (about {num_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB free): {error}. What was saved "
+            "before is intact; free some space and continue with --resume",
         ) from None
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -210,11 +215,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and what a kill left half-written."""
+    """Delete all but the newest ``keep`` checkpoints, and what a kill left half-written.
+
+    A checkpoint is renamed before it is deleted, so that a reader finds it complete or absent.
+    """
     for leftover in folder.glob(".incomplete-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for path in list_checkpoints(folder)[keep:] if keep is not None else []:
-        shutil.rmtree(path)
+        shutil.rmtree(path.rename(path.with_name(f".incomplete-{path.name}")))
 
 
 def newest_intact(folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -232,18 +240,31 @@ def newest_intact(folder: Path, warn: Callable[[str], None]) -> Path | None:
 def verify(path: Path) -> None:
     """Compare every file with the checkpoint's manifest.
 
+    Only what the manifest lists may be there, as ordinary files inside the folder: nobody then reads a file that was
+    put beside them, or that a link or a name such as ``../x`` leads to.
+
     Raises:
         DamagedCheckpointError: a file is missing, was changed or added, or there is no manifest.
     """
+    if path.is_symlink():
+        raise DamagedCheckpointError(f"checkpoint {path} is a link, and not what was written.")
     try:
-        listing = read_json(path / _MANIFEST)["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files = read_json(path / _MANIFEST)["files"]
+        listing = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"checkpoint {path} has no readable manifest.json ({error}).") from None
-    for name, expected in listing.items():
-        file = path / name
-        if not file.is_file():
+    present = [entry for entry in path.rglob("*") if entry.is_symlink() or not entry.is_dir()]
+    for entry in present:
+        name = str(entry.relative_to(path))
+        if entry.is_symlink() or not entry.is_file():
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is not an ordinary file.")
+        if name not in listing and name != _MANIFEST:
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} was added to it.")
+    inside = {str(entry.relative_to(path)) for entry in present}
+    for name, (size, digest) in listing.items():
+        if name not in inside:
             raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is missing.")
-        if file.stat().st_size != expected["bytes"] or sha256_file(file) != expected["sha256"]:
+        if (path / name).stat().st_size != size or sha256_file(path / name) != digest:
             raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is not as it was written.")
 
 
