@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "train a model as a recipe says",
     "evaluate": "generate completions for benchmarks, grade them, print accuracy with an interval",
     "serve": "serve a model over the OpenAI-compatible protocol, with vLLM or transformers",
+    "export": "copy a model out of a run as a Hugging Face folder, at any saved step, and push it to the hub",
     "grade": "grade saved completions again, without a model",
     "report": "one HTML file and a Markdown table that compare runs",
     "objectives": "every objective with its formula, unit, needs, options and paper",

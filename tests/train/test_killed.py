@@ -15,7 +15,7 @@ from dftune.recipe import Recipe
 from dftune.train.checkpoint import list_checkpoints, verify
 from dftune.train.loop import train
 
-SETTINGS = ("train.checkpoint_every=2", "train.keep_checkpoints=2", "train.validate_every=6", "train.steps=60")
+SETTINGS = ("train.checkpoint_every=2", "train.keep_checkpoints=2", "train.validate_every=6")
 
 
 def train_on(recipe: Recipe) -> None:
@@ -55,9 +55,10 @@ def kill_at_random(recipe: Recipe, kills: int, rng: random.Random) -> int:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_is_in_the_end_the_unbroken_one(make_recipe, kills):
-    expected = run(make_recipe("unbroken", SETTINGS)[0]).path
-    recipe, _ = make_recipe("broken", SETTINGS)
-    assert kill_at_random(recipe, kills, random.Random(kills)) >= 1
+    settings = (*SETTINGS, f"train.steps={24 * kills}")
+    expected = run(make_recipe("unbroken", settings)[0]).path
+    recipe, _ = make_recipe("broken", settings)
+    assert kill_at_random(recipe, kills, random.Random(kills)) >= kills / 2
     train_on(recipe)
     assert_same_run(recipe.output, expected)
     left, right = (rows_of(path, "validation") for path in (recipe.output, expected))

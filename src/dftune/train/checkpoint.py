@@ -112,7 +112,7 @@ def writer(
 
     trained = (value for value in model.parameters() if adapter is None or value.requires_grad)
     num_bytes = sum(tensor.nbytes for tensor in (*trained, *moments.values()))
-    return lambda: _complete_or_absent(folder / f"step-{step}", write, num_bytes)
+    return lambda: complete_or_absent(folder / f"step-{step}", write, num_bytes)
 
 
 def export(
@@ -153,12 +153,12 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 def export_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> Path:
     """Write a Hugging Face folder, complete or absent; an older one under the name is replaced."""
     num_bytes = sum(value.nbytes for value in model.parameters())
-    return _complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer, weights), num_bytes)
+    return complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer, weights), num_bytes)
 
 
 def export_adapter(path: Path, adapter: Adapter) -> Path:
     """Write an adapter's folder, complete or absent; an older one under the name is replaced."""
-    return _complete_or_absent(path, adapter.save, sum(value.nbytes for value in adapter.weights().values()))
+    return complete_or_absent(path, adapter.save, sum(value.nbytes for value in adapter.weights().values()))
 
 
 def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> None:
@@ -174,7 +174,17 @@ def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Ten
     tokenizer.save_pretrained(path)
 
 
-def _complete_or_absent(path: Path, write: Callable[[Path], None], num_bytes: int) -> Path:
+def complete_or_absent(path: Path, write: Callable[[Path], None], num_bytes: int) -> Path:
+    """Have a folder written under another name, synced and renamed; an older one under the name is replaced.
+
+    Args:
+        path: of the folder.
+        write: writes into the folder that it is given; modes are set afterwards, by the umask.
+        num_bytes: about how much that is, for the message when there is no room.
+
+    Raises:
+        OSError: it could not be written; what was there before still is.
+    """
     aside, older = (path.with_name(f".incomplete-{kind}{path.name}") for kind in ("", "older-"))
     for leftover in (aside, older):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -198,7 +208,7 @@ def _complete_or_absent(path: Path, write: Callable[[Path], None], num_bytes: in
         raise OSError(
             getattr(error, "errno", None) or errno.EIO,
             f"could not write {path} (about {num_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB free): {error}. What was saved "
-            "before is intact; free some space and continue with --resume",
+            "before is intact; free some space and try again (a training run continues with --resume)",
         ) from None
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
