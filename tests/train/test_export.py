@@ -1,11 +1,13 @@
-"""Models out of a run: what from_pretrained loads is what was saved, merged by hand the same, and refused when damaged."""
+"""Models out of a run: what was saved is what from_pretrained loads, merged as peft does it, and never when damaged."""
 
+import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tests.train.runs import run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,11 +77,9 @@ def test_an_adapter_of_a_step_is_merged_into_its_base_or_comes_out_alone(make_re
         ("me/model", "0", "does not answer"),
     ],
 )
-def test_a_push_that_cannot_be_made_is_refused_before_anything_is_written(
+def test_a_push_that_cannot_be_made_is_refused_before_anything_is_written(  # noqa: PLR0917
     monkeypatch, tmp_path, capsys, repo, offline, expected
 ):
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline == "1")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert main(["export", "runs/none", str(tmp_path / "out"), "--push-to-hub", repo]) == 2
@@ -102,13 +102,13 @@ class Hub(BaseHTTPRequestHandler):
         self.server.seen.append((path, self.headers["Authorization"], body))
         name = "/api/models/me/model"
         if path == "/api/repos/create":
-            self.answer({"url": "http://hub/me/model", "name": "me/model"})
+            self.answer({"url": "https://huggingface.co/me/model", "name": "me/model"})
         elif path.startswith(f"{name}/preupload"):
             files = json.loads(body)["files"]
             self.answer({"files": [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in files]})
         else:
             assert path.startswith(f"{name}/commit")
-            self.answer({"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1"})
+            self.answer({"commitUrl": "https://huggingface.co/me/model/commit/1", "commitOid": "1"})
 
     def answer(self, value: dict) -> None:
         body = json.dumps(value).encode()
@@ -120,3 +120,32 @@ class Hub(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments) -> None:
         pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.seen = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_push_makes_a_private_repository_and_commits_the_files_that_were_exported(make_recipe, tmp_path, capsys, hub):
+    recipe, _ = make_recipe(overrides=("train.steps=2",))
+    folder, output = run(recipe).path, tmp_path / "out"
+    assert main(["export", str(folder), str(output), "--push-to-hub", "me/model"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "https://huggingface.co/me/model/commit/1"
+    assert "hf_of_the_test" not in said.out + said.err
+    (create, *_, commit) = hub.seen
+    assert {token for _, token, _ in hub.seen} == {"Bearer hf_of_the_test"}
+    asked = json.loads(create[2])
+    assert asked.get("private") is True or asked.get("visibility") == "private"  # older clients and newer ones
+    rows = [json.loads(line) for line in commit[2].splitlines()]
+    sent = {row["value"]["path"]: base64.b64decode(row["value"]["content"]) for row in rows if row["key"] == "file"}
+    assert sent == {file.name: file.read_bytes() for file in output.iterdir()}

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import random
 import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file

@@ -80,7 +80,7 @@ def from_pretrained(loader: Any, name: str, revision: str | None, key: str, **op
             if local
             else f"Check the id, or download the checkpoint where there is a network and set {key} to its folder."
         )
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             reason = "it comes with code of its own (auto_map in its configuration), which would have to be run"
             advice = "dftune runs no code out of a model. Use one whose architecture transformers has itself."
         raise ValueError(f"{key}: cannot load {name!r}: {reason}. {advice}") from error

@@ -207,8 +207,8 @@ def complete_or_absent(path: Path, write: Callable[[Path], None], num_bytes: int
         free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
         raise OSError(
             getattr(error, "errno", None) or errno.EIO,
-            f"could not write {path} (about {num_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB free): {error}. What was saved "
-            "before is intact; free some space and try again (a training run continues with --resume)",
+            f"could not write {path} (about {num_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB free): {error}. What was "
+            "saved before is intact; free some space and try again (a training run continues with --resume)",
         ) from None
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

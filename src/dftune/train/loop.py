@@ -371,8 +371,8 @@ class _Run:
         newest = self.world.from_main(lambda: checkpoint.newest_intact(self.folder.checkpoints, self.say))
         if newest is None and checkpoint.list_checkpoints(self.folder.checkpoints):
             raise ValueError(
-                f"none of the checkpoints in {self.folder.checkpoints} is as it was written. Put one back from a copy, or "
-                "delete them all to start from the first step."
+                f"none of the checkpoints in {self.folder.checkpoints} is as it was written. Put one back from a copy, "
+                "or delete them all to start from the first step."
             )
         if newest is None:
             self.say(f"{self.folder.path} holds no checkpoint to resume from; starting from the first step.")
