@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,8 @@ from torch.distributed.tensor import DTensor
 from dftune.files import fingerprint, read_json, sha256_file, sync, umask_mode, write_json
 from dftune.train.lora import WEIGHTS_FILE, Adapter
 from dftune.train.random_state import random_states, restore_random_states
-from dftune.train.shards import part_of, put, whole_on_main
+from dftune.train.shards import StoredTensors, dealt_out, put, whole_on_main
+from dftune.train.together import Together, manifest_entry
 from dftune.train.world import ALONE, World
 
 _NAME = re.compile(r"step-(\d+)")
@@ -58,8 +60,7 @@ class Contents:
 def save_checkpoint(folder: Path, step: int, contents: Contents, world: World = ALONE) -> Path:
     """Write ``folder/step-N``: under another name first, then renamed, so that it is complete or absent.
 
-    All ranks call this. Rank 0 writes, sharded tensors made whole, one at a time, in its CPU memory; the files are
-    those of a single process.
+    All ranks call this. Where the model is sharded, each writes its share of the tensors; else rank 0 writes.
 
     Args:
         folder: the run's checkpoints.
@@ -70,13 +71,18 @@ def save_checkpoint(folder: Path, step: int, contents: Contents, world: World = 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    return world.from_main(writer(folder, step, contents, world))
+    write = writer(folder, step, contents, world)
+    if not world.main:
+        write()
+    return world.from_main(write)
 
 
 def writer(
-    folder: Path, step: int, contents: Contents, world: World = ALONE, *, copy: bool = False
+    folder: Path, step: int, contents: Contents, world: World = ALONE, *, copy: bool = False, group: Any = None
 ) -> Callable[[], Path]:
-    """What writes a checkpoint of this moment when it is called, on rank 0. All ranks call this.
+    """What writes a checkpoint of this moment when it is called, on all ranks. All ranks call this.
+
+    What it returns is the checkpoint's path, which on rank 0 is complete.
 
     Args:
         folder: the run's checkpoints.
@@ -84,35 +90,53 @@ def writer(
         contents: of the checkpoint; ``files`` must already be of this moment.
         world: the ranks.
         copy: of all tensors, so that training may go on before they are written; sharded ones are copied anyhow.
+        group: over which the ranks agree while they write; of its own where training goes on meanwhile.
     """
     model, adapter = contents.model, contents.adapter
+    together = Together(world, group) if _is_dealt_out(contents, world) else None
+    gathered = whole_on_main if together is None else dealt_out
     named = model.named_parameters() if adapter is None else adapter.weights().items()
     kept = [(name, value) for name, value in named if copy or isinstance(value, DTensor)]
-    weights = whole_on_main(kept, world, copy=copy)
-    if weights and adapter is None:
-        weights |= _buffers(model)
-    moments = whole_on_main(_moments(model, contents.optimizer), world, copy=copy)
+    weights = gathered(kept, world, copy=copy)
+    if weights and adapter is None and world.main:
+        weights |= {name: value.cpu() for name, value in _buffers(model).items()}
+    moments = gathered(_moments(model, contents.optimizer), world, copy=copy)
     state = {"step": step, **contents.state, "random": world.gather(_random_state())}
+    path = folder / f"step-{step}"
 
     def write(aside: Path) -> None:
-        if adapter is None:
+        listing: dict[str, Any] = {}
+        if together is not None:
+            listing = together.write(aside, {_MODEL: weights, "": moments})
+            save_model_around(aside / _MODEL, model, contents.tokenizer)
+        elif adapter is None:
             save_model(aside / _MODEL, model, contents.tokenizer, weights)
         else:
             adapter.save(aside / _ADAPTER, weights)
-        save_file(moments, aside / _OPTIMIZER)
+        if together is None:
+            save_file(moments, aside / _OPTIMIZER)
         write_json(aside / _STATE, state)
         for name, write_file in contents.files.items():
             write_file(aside / name)
-        written = sorted(file for file in aside.rglob("*") if file.is_file())
-        listing = {
-            str(file.relative_to(aside)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
-            for file in written
-        }
+        for file in sorted(file for file in aside.rglob("*") if file.is_file()):
+            name = str(file.relative_to(aside))
+            if name not in listing:  # every rank has read its own files
+                listing[name] = manifest_entry(file)
         write_json(aside / _MANIFEST, {"format": 1, "step": step, "files": listing})
 
     trained = (value for value in model.parameters() if adapter is None or value.requires_grad)
-    num_bytes = sum(tensor.nbytes for tensor in (*trained, *moments.values()))
-    return lambda: complete_or_absent(folder / f"step-{step}", write, num_bytes)
+    num_bytes = 3 * sum(value.shape.numel() * value.element_size() for value in trained)  # with both moments
+    if not world.main:
+        return lambda: path if together is None else together.help(path, {_MODEL: weights, "": moments})
+    finish = partial(complete_or_absent, path, write, num_bytes)
+    return finish if together is None else partial(together.led, finish)
+
+
+def _is_dealt_out(contents: Contents, world: World) -> bool:
+    """Whether every rank writes a share. An adapter is small, and what transformers renames it must write itself."""
+    sharded = world.size > 1 and any(isinstance(value, DTensor) for value in contents.model.parameters())
+    renamed = partial(getattr, contents.model, "_weight_conversions", None)
+    return sharded and contents.adapter is None and not world.from_main(lambda: bool(renamed()))
 
 
 def export(
@@ -171,6 +195,13 @@ def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Ten
         weights: in place of the model's own: parameters by name, whole, tied ones once, and buffers.
     """
     model.save_pretrained(path, state_dict=dict(weights) or None)
+    tokenizer.save_pretrained(path)
+
+
+def save_model_around(path: Path, model: Any, tokenizer: Any) -> None:
+    """What :func:`save_model` writes beside the weights."""
+    model.config.save_pretrained(path)
+    model.generation_config.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
@@ -303,14 +334,15 @@ def load_checkpoint(
         _load_weights(path, model)
     else:
         _load_adapter(path, adapter)
-    moments = load_file(path / _OPTIMIZER)
+    moments = StoredTensors(path.glob("optimizer*.safetensors"))
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments}
-        if own:
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
+        if keys:
+            scalar = torch.empty(())
             optimizer.state[parameter] = {
-                key: value if key == "step" else part_of(value, parameter) for key, value in own.items()
+                key: moments.part_like(f"{name}.{key}", scalar if key == "step" else parameter) for key in keys
             }
     state: dict[str, Any] = read_json(path / _STATE)
     _restore_random_state(state.pop("random"), world.rank)
@@ -318,15 +350,12 @@ def load_checkpoint(
 
 
 def _load_weights(path: Path, model: nn.Module) -> None:
-    weights: dict[str, Tensor] = {}
-    for shard in sorted((path / _MODEL).glob("*.safetensors")):
-        weights |= load_file(shard)
-    with torch.no_grad():
-        for name, parameter in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
-            if name in weights:
-                put(weights[name], parameter)
-            elif isinstance(parameter, nn.Parameter):
-                raise DamagedCheckpointError(f"checkpoint {path} lacks the weight {name}.")
+    weights = StoredTensors((path / _MODEL).glob("*.safetensors"))
+    for name, parameter in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
+        if name in weights:
+            weights.put(name, parameter)
+        elif isinstance(parameter, nn.Parameter):
+            raise DamagedCheckpointError(f"checkpoint {path} lacks the weight {name}.")
 
 
 def _load_adapter(path: Path, adapter: Adapter) -> None:

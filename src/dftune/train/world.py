@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,8 @@ from dftune.stopped import STATUS as STOPPED
 from dftune.stopped import Stopped
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for what one of them does in its own time."""
 
 
 @dataclass(frozen=True)
