@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import base64
-import errno
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dftune.files import fingerprint, read_json, sha256_file, sync, umask_mode, write_json
+from dftune.files import fingerprint, read_json, sha256_file, write_json
+from dftune.train.folders import buffers, complete_or_absent, save_model, save_model_around
 from dftune.train.lora import WEIGHTS_FILE, Adapter
 from dftune.train.random_state import random_states, restore_random_states
 from dftune.train.shards import StoredTensors, dealt_out, put, whole_on_main
@@ -27,7 +25,6 @@ from dftune.train.together import Together, manifest_entry
 from dftune.train.world import ALONE, World
 
 _NAME = re.compile(r"step-(\d+)")
-_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _MODEL, _ADAPTER = "model", "adapter"
 _OPTIMIZER, _STATE, _MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 
@@ -99,7 +96,7 @@ def writer(
     kept = [(name, value) for name, value in named if copy or isinstance(value, DTensor)]
     weights = gathered(kept, world, copy=copy)
     if weights and adapter is None and world.main:
-        weights |= {name: value.cpu() for name, value in _buffers(model).items()}
+        weights |= {name: value.cpu() for name, value in buffers(model).items()}
     moments = gathered(_moments(model, contents.optimizer), world, copy=copy)
     state = {"step": step, **contents.state, "random": world.gather(_random_state())}
     path = folder / f"step-{step}"
@@ -137,114 +134,6 @@ def _is_dealt_out(contents: Contents, world: World) -> bool:
     sharded = world.size > 1 and any(isinstance(value, DTensor) for value in contents.model.parameters())
     renamed = partial(getattr, contents.model, "_weight_conversions", None)
     return sharded and contents.adapter is None and not world.from_main(lambda: bool(renamed()))
-
-
-def export(
-    path: Path, model: Any, tokenizer: Any, *, adapter: Adapter | None, adapter_path: Path, world: World = ALONE
-) -> None:
-    """Write the final model as a Hugging Face folder, and an adapter alone beside it. All ranks call this.
-
-    Args:
-        path: of the model, complete or absent; an older one under the name is replaced.
-        model: a transformers model, sharded or not.
-        tokenizer: saved beside it.
-        adapter: merged into the model that is saved.
-        adapter_path: where the adapter alone goes.
-        world: the ranks.
-    """
-    shards = [(name, value) for name, value in model.named_parameters() if isinstance(value, DTensor)]
-    weights = whole_on_main(shards, world)
-    if weights:
-        weights |= _buffers(model)
-
-    def write() -> None:
-        if adapter is None:
-            export_model(path, model, tokenizer, weights)
-            return
-        held = adapter.with_weights(weights)
-        export_adapter(adapter_path, held)
-        export_model(path, held.merged(), tokenizer)
-
-    world.from_main(write)
-
-
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Those that are saved with the weights."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {name: value for name, value in model.state_dict().items() if name not in parameters}
-
-
-def export_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> Path:
-    """Write a Hugging Face folder, complete or absent; an older one under the name is replaced."""
-    num_bytes = sum(value.nbytes for value in model.parameters())
-    return complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer, weights), num_bytes)
-
-
-def export_adapter(path: Path, adapter: Adapter) -> Path:
-    """Write an adapter's folder, complete or absent; an older one under the name is replaced."""
-    return complete_or_absent(path, adapter.save, sum(value.nbytes for value in adapter.weights().values()))
-
-
-def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> None:
-    """Weights as safetensors, configuration, generation defaults, tokenizer and chat template.
-
-    Args:
-        path: of the folder.
-        model: a transformers model.
-        tokenizer: saved beside it.
-        weights: in place of the model's own: parameters by name, whole, tied ones once, and buffers.
-    """
-    model.save_pretrained(path, state_dict=dict(weights) or None)
-    tokenizer.save_pretrained(path)
-
-
-def save_model_around(path: Path, model: Any, tokenizer: Any) -> None:
-    """What :func:`save_model` writes beside the weights."""
-    model.config.save_pretrained(path)
-    model.generation_config.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-
-
-def complete_or_absent(path: Path, write: Callable[[Path], None], num_bytes: int) -> Path:
-    """Have a folder written under another name, synced and renamed; an older one under the name is replaced.
-
-    Args:
-        path: of the folder.
-        write: writes into the folder that it is given; modes are set afterwards, by the umask.
-        num_bytes: about how much that is, for the message when there is no room.
-
-    Raises:
-        OSError: it could not be written; what was there before still is.
-    """
-    aside, older = (path.with_name(f".incomplete-{kind}{path.name}") for kind in ("", "older-"))
-    for leftover in (aside, older):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        write(aside)
-        mode = umask_mode()
-        for file in aside.rglob("*"):
-            if file.is_file():
-                file.chmod(mode)  # safetensors leaves its files readable by their owner alone
-                sync(file)
-        sync(aside)
-        if path.exists():
-            path.rename(older)
-        aside.rename(path)
-        sync(path.parent)
-        shutil.rmtree(older, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-        raise OSError(
-            getattr(error, "errno", None) or errno.EIO,
-            f"could not write {path} (about {num_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB free): {error}. What was "
-            "saved before is intact; free some space and try again (a training run continues with --resume)",
-        ) from None
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return path
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

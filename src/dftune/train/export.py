@@ -12,7 +12,8 @@ from dftune.data.prompts import recorded_format
 from dftune.evaluate.locate import is_adapter, plan
 from dftune.files import read_json
 from dftune.recipe import Recipe, load_recipe
-from dftune.train.checkpoint import complete_or_absent, export_model, verify
+from dftune.train.checkpoint import verify
+from dftune.train.folders import complete_or_absent, export_model
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

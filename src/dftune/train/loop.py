@@ -20,7 +20,7 @@ from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder
 from dftune.stopped import Stopped
-from dftune.train import checkpoint, skip
+from dftune.train import checkpoint, folders, skip
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
 from dftune.train.lora import require_peft
@@ -275,7 +275,7 @@ class _Run:
     def _export(self) -> None:
         adapter_path = self.folder.path / "adapter"
         model, adapter = self.model.model, self.model.adapter
-        checkpoint.export(
+        folders.export(
             self.folder.model, model, self.tokenizer, adapter=adapter, adapter_path=adapter_path, world=self.world
         )
 
