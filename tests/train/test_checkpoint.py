@@ -8,6 +8,7 @@ import subprocess
 import pytest
 import torch
 from tests.tiny import make_model
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from dftune.files import sha256_file
 from dftune.train.checkpoint import (
@@ -83,6 +84,22 @@ def test_any_damaged_file_is_noticed_and_the_one_before_is_used(saved, file, dam
     said: list[str] = []
     assert newest_intact(folder, said.append) == folder / "step-9"
     assert len(said) == 1
+
+
+def test_a_mixture_whose_experts_transformers_stacks_comes_back(tmp_path):
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    model, other = AutoModelForCausalLM.from_pretrained(tmp_path / "base"), AutoModelForCausalLM.from_config(config)
+    optimizers = [torch.optim.AdamW(each.parameters()) for each in (model, other)]
+    path = save_checkpoint(tmp_path, 1, Contents(model, Words(), optimizers[0], {}))
+    load_checkpoint(path, model=other, optimizer=optimizers[1])
+    read = AutoModelForCausalLM.from_pretrained(path / "model")
+    for (name, value), again in zip(model.named_parameters(), read.parameters(), strict=True):
+        assert torch.equal(other.get_parameter(name), value)
+        assert torch.equal(again, value)
 
 
 def test_a_checkpoint_without_its_manifest_does_not_count(saved):

@@ -107,7 +107,7 @@ def writer(
             listing = together.write(aside, {_MODEL: weights, "": moments})
             save_model_around(aside / _MODEL, model, contents.tokenizer)
         elif adapter is None:
-            save_model(aside / _MODEL, model, contents.tokenizer, weights)
+            save_model(aside / _MODEL, model, contents.tokenizer, weights, as_in_memory=True)
         else:
             adapter.save(aside / _ADAPTER, weights)
         if together is None:
@@ -130,10 +130,9 @@ def writer(
 
 
 def _is_dealt_out(contents: Contents, world: World) -> bool:
-    """Whether every rank writes a share. An adapter is small, and what transformers renames it must write itself."""
-    sharded = world.size > 1 and any(isinstance(value, DTensor) for value in contents.model.parameters())
-    renamed = partial(getattr, contents.model, "_weight_conversions", None)
-    return sharded and contents.adapter is None and not world.from_main(lambda: bool(renamed()))
+    """Whether every rank writes a share; an adapter is small."""
+    sharded = any(isinstance(value, DTensor) for value in contents.model.parameters())
+    return sharded and contents.adapter is None and world.size > 1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

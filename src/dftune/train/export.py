@@ -46,11 +46,25 @@ def export_run(run: Path, output: Path, *, step: int | None = None, adapter: boo
         model, tokenizer = _merged(run, source)
         return export_model(output, model, tokenizer)
     num_bytes = sum(file.stat().st_size for file in source.iterdir())
-    return complete_or_absent(output, lambda aside: _copy(source, aside), num_bytes)
+    copy = _copy if source.parent == run else _rewrite
+    return complete_or_absent(output, lambda aside: copy(source, aside), num_bytes)
 
 
 def _copy(source: Path, into: Path) -> None:
     shutil.copytree(source, into, dirs_exist_ok=True)
+
+
+def _rewrite(source: Path, into: Path) -> None:
+    """What a checkpoint holds, with its weights under the names and in the files that other programs expect."""
+    if is_adapter(source):
+        _copy(source, into)
+        return
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    model = from_pretrained(AutoModelForCausalLM, str(source), None, "RUN", dtype="auto", use_safetensors=True)
+    model.save_pretrained(into)
+    beside = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json")
+    shutil.copytree(source, into, dirs_exist_ok=True, ignore=beside)
 
 
 def _merged(run: Path, adapter: Path) -> tuple[Any, Any]:

@@ -61,7 +61,9 @@ def export_adapter(path: Path, adapter: Adapter) -> Path:
     return complete_or_absent(path, adapter.save, sum(value.nbytes for value in adapter.weights().values()))
 
 
-def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> None:
+def save_model(
+    path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING, *, as_in_memory: bool = False
+) -> None:
     """Weights as safetensors, configuration, generation defaults, tokenizer and chat template.
 
     Args:
@@ -69,8 +71,10 @@ def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Ten
         model: a transformers model.
         tokenizer: saved beside it.
         weights: in place of the model's own: parameters by name, whole, tied ones once, and buffers.
+        as_in_memory: under the names that the weights have in memory. transformers stacks the experts of most
+            mixtures when it loads them, and takes them apart again otherwise; it loads both.
     """
-    model.save_pretrained(path, state_dict=dict(weights) or None)
+    model.save_pretrained(path, state_dict=dict(weights) or None, save_original_format=not as_in_memory)
     tokenizer.save_pretrained(path)
 
 
