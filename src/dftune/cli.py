@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from dftune.generate.base import IncompleteError
+from dftune.stopped import STATUS as STOPPED
+from dftune.stopped import Stopped
 
 _OVERRIDE = re.compile(r"[\w.-]+=")
 
@@ -23,6 +25,7 @@ COMMANDS = {
     "top": "what runs are doing, live in the terminal: progress, loss, accuracy so far, time left",
     "track": "bring the metrics of runs into TensorBoard, Weights & Biases, trackio or MLflow",
     "serve": "serve a model over the OpenAI-compatible protocol, with vLLM or transformers",
+    "export": "copy a model out of a run as a Hugging Face folder, at any saved step, and push it to the hub",
     "grade": "grade saved completions again, without a model",
     "study": "train objectives x learning rates x seeds on equal terms, and report with error bars",
     "sweep": "search for the best learning rate, batch size or any other key of a recipe, with Optuna",
@@ -60,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; what a user can mend is said on one screen, without a traceback.
 
     Returns:
-        0 on success, 1 when the work failed, 2 when the input was wrong, 130 when interrupted.
+        0 on success, 1 when the work failed, 2 when the input was wrong, 75 when a signal stopped a run that
+        `--resume` continues, 130 when interrupted from the keyboard.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(next((argument for argument in arguments if not argument.startswith("-")), None))
@@ -93,6 +97,9 @@ def _run(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _complain("\nInterrupted. `--resume` continues a training run; anything else goes on by the same command.")
         status = 130
+    except Stopped as stopped:
+        _complain(f"dftune {parsed.command}: {stopped}")
+        status = STOPPED
     except (ArithmeticError, OSError, IncompleteError) as error:
         _complain(f"dftune {parsed.command}: {_message(error)}")
         status = 1

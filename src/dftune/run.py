@@ -24,7 +24,10 @@ _LOCK = ".lock"
 # Keys that may change when a run is taken up again, since they do not change what it computes.
 _FREE_SECTIONS = ("evaluate.", "generate.", "distributed.", "published", "watch.", "track.", "train.keep_best")
 _FREE = frozenset(
-    {"output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.background_checkpoints"}
+    {
+        *("output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints"),
+        *("train.background_checkpoints", "train.max_skipped_steps"),
+    }
 )
 
 

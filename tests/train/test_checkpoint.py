@@ -1,11 +1,16 @@
 """Checkpoints: complete or absent, and never loaded when they are not what was written."""
 
 import json
+import os
+import pickle
+import subprocess
 
 import pytest
 import torch
 from tests.tiny import make_model
+from transformers import AutoModelForCausalLM, MixtralConfig
 
+from dftune.files import sha256_file
 from dftune.train.checkpoint import (
     Contents,
     DamagedCheckpointError,
@@ -81,6 +86,22 @@ def test_any_damaged_file_is_noticed_and_the_one_before_is_used(saved, file, dam
     assert len(said) == 1
 
 
+def test_a_mixture_whose_experts_transformers_stacks_comes_back(tmp_path):
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    model, other = AutoModelForCausalLM.from_pretrained(tmp_path / "base"), AutoModelForCausalLM.from_config(config)
+    optimizers = [torch.optim.AdamW(each.parameters()) for each in (model, other)]
+    path = save_checkpoint(tmp_path, 1, Contents(model, Words(), optimizers[0], {}))
+    load_checkpoint(path, model=other, optimizer=optimizers[1])
+    read = AutoModelForCausalLM.from_pretrained(path / "model")
+    for (name, value), again in zip(model.named_parameters(), read.parameters(), strict=True):
+        assert torch.equal(other.get_parameter(name), value)
+        assert torch.equal(again, value)
+
+
 def test_a_checkpoint_without_its_manifest_does_not_count(saved):
     folder, *_ = saved
     (folder / "step-10" / "manifest.json").unlink()
@@ -99,6 +120,83 @@ def test_a_failure_while_writing_leaves_no_trace(saved):
     with pytest.raises(OSError, match=r"could not write .*step-12.*--resume"):
         save_checkpoint(folder, 12, Contents(model, Broken(), optimizer, {}))
     assert {path.name for path in folder.iterdir()} == {"step-2", "step-9", "step-10"}
+
+
+@pytest.mark.parametrize(
+    ("plant", "match"),
+    [
+        (lambda path: (path / "optimizer.pt").write_bytes(pickle.dumps({})), r"optimizer\.pt was added"),
+        (lambda path: (path / "model" / "modeling.py").write_text("raise SystemExit"), r"model/modeling\.py was added"),
+        (lambda path: link(path, "state.json"), r"state\.json is not an ordinary file"),
+        (lambda path: link(path, "model"), r"model is not an ordinary file"),
+        (lambda path: list_outside(path, "../step-9/state.json"), r"\.\./step-9/state\.json is missing"),
+        (lambda path: list_outside(path, str(path / "state.json")), r"/state\.json is missing"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "no readable manifest"),
+        (lambda path: (path / "manifest.json").write_text('{"files": {"state.json": 3}}'), "no readable manifest"),
+    ],
+)
+def test_what_was_planted_is_never_read(saved, plant, match):
+    folder, *_ = saved
+    plant(folder / "step-10")
+    with pytest.raises(DamagedCheckpointError, match=match):
+        verify(folder / "step-10")
+    assert newest_intact(folder, lambda line: None) == folder / "step-9"
+
+
+def link(path, name):
+    """Move a part of a checkpoint elsewhere and put a link in its place."""
+    elsewhere = path.parent / "elsewhere"
+    (path / name).rename(elsewhere)
+    (path / name).symlink_to(elsewhere)
+
+
+def list_outside(path, name):
+    """Have the manifest list a file outside of the checkpoint, with its true sum."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    file = path / name
+    manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_link_in_place_of_a_checkpoint_does_not_count(saved):
+    folder, *_ = saved
+    (folder / "step-11").symlink_to(folder / "step-10")
+    assert newest_intact(folder, lambda line: None) == folder / "step-10"
+
+
+def test_modes_of_files_and_folders_follow_the_umask(tmp_path, saved):
+    _, model, optimizer = saved
+    before = os.umask(0o027)
+    try:
+        path = save_checkpoint(tmp_path / "group", 1, Contents(model, Words(), optimizer, {}))
+    finally:
+        os.umask(before)
+    modes = {entry.is_dir(): entry.stat().st_mode & 0o777 for entry in (path, *path.rglob("*"))}
+    assert modes == {True: 0o750, False: 0o640}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB: room for one checkpoint, and not for two."""
+    path = tmp_path / "small"
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(path)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_on_a_full_disk_the_one_before_stays_and_the_message_says_how_much_is_needed(saved, small_disk):
+    _, model, optimizer = saved
+    contents = Contents(model, Words(), optimizer, {})
+    save_checkpoint(small_disk, 1, contents)
+    with pytest.raises(OSError, match=r"could not write .*step-2 \(about 0\.000207 GB, .* GB free\)"):
+        save_checkpoint(small_disk, 2, contents)
+    assert [entry.name for entry in small_disk.iterdir()] == ["step-1"]
+    verify(small_disk / "step-1")
 
 
 class Broken:

@@ -206,7 +206,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_the_run_with_one_message_and
     assert done.returncode == 1
     assert done.stderr.count("loss nan") == 1
     assert "Traceback" not in done.stderr
-    assert "add/7" in read_json(recipe.output / "failed-batch.json")["example_ids"]
+    (failed,) = (recipe.output / "failed-batches").iterdir()
+    assert "add/7" in [row["id"] for row in read_json(failed)["examples"]]
     assert not (recipe.output / "model").exists()
     assert list(rows_of(recipe.output, "end").values())[-1]["status"] == "failed"
 

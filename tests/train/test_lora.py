@@ -15,8 +15,9 @@ from dftune.config import RecipeError
 from dftune.data.batches import micro_batches
 from dftune.files import read_json
 from dftune.objectives import get_objective
-from dftune.train.checkpoint import DamagedCheckpointError, export_adapter, export_model, load_checkpoint, verify
+from dftune.train.checkpoint import DamagedCheckpointError, load_checkpoint, verify
 from dftune.train.config import LoraConfig, ModelConfig, OptimizerConfig
+from dftune.train.folders import export_adapter, export_model
 from dftune.train.lora import Adapter
 from dftune.train.model import ScoredModel, check_scoring, frozen_copy
 from dftune.train.optim import make_optimizer

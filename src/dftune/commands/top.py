@@ -71,7 +71,7 @@ def _table(found: list[Overview]) -> Table:
     table = Table(box=None, header_style="bold")
     for index, name in enumerate(HEAD):
         table.add_column(name, justify="left" if index < 2 else "right", no_wrap=index < 2)
-    colours = {"running": "green", "failed": "red", "stopped": "yellow", "interrupted": "yellow"}
+    colours = {"running": "green", "failed": "red", "stopped": "yellow", "interrupted": "yellow", "requeue": "yellow"}
     for one in found:
         name, state, *rest = (cell.replace("[", r"\[") for cell in cells(one))
         colour = colours.get(state)

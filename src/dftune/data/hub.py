@@ -59,7 +59,7 @@ def from_pretrained(loader: Any, name: str, revision: str | None, key: str, **op
         options: passed on.
 
     Raises:
-        ValueError: it cannot be loaded; says why and what to do.
+        ValueError: it cannot be loaded, or only by running code that comes with it; says why and what to do.
     """
     path = Path(name).expanduser()
     if not path.is_dir() and looks_like_path(name):
@@ -70,6 +70,7 @@ def from_pretrained(loader: Any, name: str, revision: str | None, key: str, **op
             str(path) if local else name,
             revision=revision or "main",
             local_files_only=local or not hub_reachable(),
+            trust_remote_code=False,  # without it, transformers asks at the terminal whether to run a model's own code
             **options,
         )
     except Exception as error:  # transformers raises many kinds: OSError, ValueError, KeyError, the hub's own
@@ -79,4 +80,7 @@ def from_pretrained(loader: Any, name: str, revision: str | None, key: str, **op
             if local
             else f"Check the id, or download the checkpoint where there is a network and set {key} to its folder."
         )
+        if "trust_remote_code" in str(error):
+            reason = "it comes with code of its own (auto_map in its configuration), which would have to be run"
+            advice = "dftune runs no code out of a model. Use one whose architecture transformers has itself."
         raise ValueError(f"{key}: cannot load {name!r}: {reason}. {advice}") from error

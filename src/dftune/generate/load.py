@@ -143,6 +143,7 @@ def load_engine(
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
     except OSError as error:
         raise ValueError(f"{folder} could not be loaded: {str(error).strip()}") from error

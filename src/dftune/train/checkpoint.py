@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import base64
-import errno
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dftune.files import fingerprint, read_json, sha256_file, sync, umask_mode, write_json
+from dftune.files import fingerprint, read_json, sha256_file, write_json
+from dftune.train.folders import buffers, complete_or_absent, save_model, save_model_around
 from dftune.train.lora import WEIGHTS_FILE, Adapter
 from dftune.train.random_state import random_states, restore_random_states
-from dftune.train.shards import part_of, put, whole_on_main
+from dftune.train.shards import StoredTensors, dealt_out, put, whole_on_main
+from dftune.train.together import Together, manifest_entry
 from dftune.train.world import ALONE, World
 
 _NAME = re.compile(r"step-(\d+)")
-_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _MODEL, _ADAPTER = "model", "adapter"
 _OPTIMIZER, _STATE, _MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
 
@@ -58,8 +57,7 @@ class Contents:
 def save_checkpoint(folder: Path, step: int, contents: Contents, world: World = ALONE) -> Path:
     """Write ``folder/step-N``: under another name first, then renamed, so that it is complete or absent.
 
-    All ranks call this. Rank 0 writes, sharded tensors made whole, one at a time, in its CPU memory; the files are
-    those of a single process.
+    All ranks call this. Where the model is sharded, each writes its share of the tensors; else rank 0 writes.
 
     Args:
         folder: the run's checkpoints.
@@ -70,13 +68,18 @@ def save_checkpoint(folder: Path, step: int, contents: Contents, world: World = 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are untouched.
     """
-    return world.from_main(writer(folder, step, contents, world))
+    write = writer(folder, step, contents, world)
+    if not world.main:
+        write()
+    return world.from_main(write)
 
 
 def writer(
-    folder: Path, step: int, contents: Contents, world: World = ALONE, *, copy: bool = False
+    folder: Path, step: int, contents: Contents, world: World = ALONE, *, copy: bool = False, group: Any = None
 ) -> Callable[[], Path]:
-    """What writes a checkpoint of this moment when it is called, on rank 0. All ranks call this.
+    """What writes a checkpoint of this moment when it is called, on all ranks. All ranks call this.
+
+    What it returns is the checkpoint's path, which on rank 0 is complete.
 
     Args:
         folder: the run's checkpoints.
@@ -84,121 +87,52 @@ def writer(
         contents: of the checkpoint; ``files`` must already be of this moment.
         world: the ranks.
         copy: of all tensors, so that training may go on before they are written; sharded ones are copied anyhow.
+        group: over which the ranks agree while they write; of its own where training goes on meanwhile.
     """
     model, adapter = contents.model, contents.adapter
+    together = Together(world, group) if _is_dealt_out(contents, world) else None
+    gathered = whole_on_main if together is None else dealt_out
     named = model.named_parameters() if adapter is None else adapter.weights().items()
     kept = [(name, value) for name, value in named if copy or isinstance(value, DTensor)]
-    weights = whole_on_main(kept, world, copy=copy)
-    if weights and adapter is None:
-        weights |= _buffers(model)
-    moments = whole_on_main(_moments(model, contents.optimizer), world, copy=copy)
+    weights = gathered(kept, world, copy=copy)
+    if weights and adapter is None and world.main:
+        weights |= {name: value.cpu() for name, value in buffers(model).items()}
+    moments = gathered(_moments(model, contents.optimizer), world, copy=copy)
     state = {"step": step, **contents.state, "random": world.gather(_random_state())}
+    path = folder / f"step-{step}"
 
     def write(aside: Path) -> None:
-        if adapter is None:
-            save_model(aside / _MODEL, model, contents.tokenizer, weights)
+        listing: dict[str, Any] = {}
+        if together is not None:
+            listing = together.write(aside, {_MODEL: weights, "": moments})
+            save_model_around(aside / _MODEL, model, contents.tokenizer)
+        elif adapter is None:
+            save_model(aside / _MODEL, model, contents.tokenizer, weights, as_in_memory=True)
         else:
             adapter.save(aside / _ADAPTER, weights)
-        save_file(moments, aside / _OPTIMIZER)
+        if together is None:
+            save_file(moments, aside / _OPTIMIZER)
         write_json(aside / _STATE, state)
         for name, write_file in contents.files.items():
             write_file(aside / name)
-        written = sorted(file for file in aside.rglob("*") if file.is_file())
-        listing = {
-            str(file.relative_to(aside)): {"sha256": sha256_file(file), "bytes": file.stat().st_size}
-            for file in written
-        }
+        for file in sorted(file for file in aside.rglob("*") if file.is_file()):
+            name = str(file.relative_to(aside))
+            if name not in listing:  # every rank has read its own files
+                listing[name] = manifest_entry(file)
         write_json(aside / _MANIFEST, {"format": 1, "step": step, "files": listing})
 
-    return lambda: _complete_or_absent(folder / f"step-{step}", write)
+    trained = (value for value in model.parameters() if adapter is None or value.requires_grad)
+    num_bytes = 3 * sum(value.shape.numel() * value.element_size() for value in trained)  # with both moments
+    if not world.main:
+        return lambda: path if together is None else together.help(path, {_MODEL: weights, "": moments})
+    finish = partial(complete_or_absent, path, write, num_bytes)
+    return finish if together is None else partial(together.led, finish)
 
 
-def export(
-    path: Path, model: Any, tokenizer: Any, *, adapter: Adapter | None, adapter_path: Path, world: World = ALONE
-) -> None:
-    """Write the final model as a Hugging Face folder, and an adapter alone beside it. All ranks call this.
-
-    Args:
-        path: of the model, complete or absent; an older one under the name is replaced.
-        model: a transformers model, sharded or not.
-        tokenizer: saved beside it.
-        adapter: merged into the model that is saved.
-        adapter_path: where the adapter alone goes.
-        world: the ranks.
-    """
-    shards = [(name, value) for name, value in model.named_parameters() if isinstance(value, DTensor)]
-    weights = whole_on_main(shards, world)
-    if weights:
-        weights |= _buffers(model)
-
-    def write() -> None:
-        if adapter is None:
-            export_model(path, model, tokenizer, weights)
-            return
-        held = adapter.with_weights(weights)
-        export_adapter(adapter_path, held)
-        export_model(path, held.merged(), tokenizer)
-
-    world.from_main(write)
-
-
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Those that are saved with the weights."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {name: value for name, value in model.state_dict().items() if name not in parameters}
-
-
-def export_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> Path:
-    """Write a Hugging Face folder, complete or absent; an older one under the name is replaced."""
-    return _complete_or_absent(path, lambda aside: save_model(aside, model, tokenizer, weights))
-
-
-def export_adapter(path: Path, adapter: Adapter) -> Path:
-    """Write an adapter's folder, complete or absent; an older one under the name is replaced."""
-    return _complete_or_absent(path, adapter.save)
-
-
-def save_model(path: Path, model: Any, tokenizer: Any, weights: Mapping[str, Tensor] = _NOTHING) -> None:
-    """Weights as safetensors, configuration, generation defaults, tokenizer and chat template.
-
-    Args:
-        path: of the folder.
-        model: a transformers model.
-        tokenizer: saved beside it.
-        weights: in place of the model's own: parameters by name, whole, tied ones once, and buffers.
-    """
-    model.save_pretrained(path, state_dict=dict(weights) or None)
-    tokenizer.save_pretrained(path)
-
-
-def _complete_or_absent(path: Path, write: Callable[[Path], None]) -> Path:
-    aside = path.with_name(f".incomplete-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        write(aside)
-        mode = umask_mode()
-        for file in aside.rglob("*"):
-            if file.is_file():
-                file.chmod(mode)  # safetensors leaves its files readable by their owner alone
-                sync(file)
-        sync(aside)
-        if path.exists():
-            shutil.rmtree(path)
-        aside.rename(path)
-        sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-        raise OSError(
-            getattr(error, "errno", None) or errno.EIO,
-            f"could not write {path} ({free / 1e9:.2f} GB free): {error}. What was saved before is intact; "
-            "free some space and continue with --resume",
-        ) from None
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return path
+def _is_dealt_out(contents: Contents, world: World) -> bool:
+    """Whether every rank writes a share; an adapter is small."""
+    sharded = any(isinstance(value, DTensor) for value in contents.model.parameters())
+    return sharded and contents.adapter is None and world.size > 1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -241,18 +175,31 @@ def newest_intact(folder: Path, warn: Callable[[str], None]) -> Path | None:
 def verify(path: Path) -> None:
     """Compare every file with the checkpoint's manifest.
 
+    Only what the manifest lists may be there, as ordinary files inside the folder: nobody then reads a file that was
+    put beside them, or that a link or a name such as ``../x`` leads to.
+
     Raises:
         DamagedCheckpointError: a file is missing, was changed or added, or there is no manifest.
     """
+    if path.is_symlink():
+        raise DamagedCheckpointError(f"checkpoint {path} is a link, and not what was written.")
     try:
-        listing = read_json(path / _MANIFEST)["files"]
-    except (OSError, ValueError, KeyError) as error:
+        files = read_json(path / _MANIFEST)["files"]
+        listing = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"checkpoint {path} has no readable manifest.json ({error}).") from None
-    for name, expected in listing.items():
-        file = path / name
-        if not file.is_file():
+    present = [entry for entry in path.rglob("*") if entry.is_symlink() or not entry.is_dir()]
+    for entry in present:
+        name = str(entry.relative_to(path))
+        if entry.is_symlink() or not entry.is_file():
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is not an ordinary file.")
+        if name not in listing and name != _MANIFEST:
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} was added to it.")
+    inside = {str(entry.relative_to(path)) for entry in present}
+    for name, (size, digest) in listing.items():
+        if name not in inside:
             raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is missing.")
-        if file.stat().st_size != expected["bytes"] or sha256_file(file) != expected["sha256"]:
+        if (path / name).stat().st_size != size or sha256_file(path / name) != digest:
             raise DamagedCheckpointError(f"checkpoint {path} is damaged: {name} is not as it was written.")
 
 
@@ -281,14 +228,15 @@ def load_checkpoint(
         _load_weights(path, model)
     else:
         _load_adapter(path, adapter)
-    moments = load_file(path / _OPTIMIZER)
+    moments = StoredTensors(path.glob("optimizer*.safetensors"))
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        own = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments}
-        if own:
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments]
+        if keys:
+            scalar = torch.empty(())
             optimizer.state[parameter] = {
-                key: value if key == "step" else part_of(value, parameter) for key, value in own.items()
+                key: moments.part_like(f"{name}.{key}", scalar if key == "step" else parameter) for key in keys
             }
     state: dict[str, Any] = read_json(path / _STATE)
     _restore_random_state(state.pop("random"), world.rank)
@@ -296,15 +244,12 @@ def load_checkpoint(
 
 
 def _load_weights(path: Path, model: nn.Module) -> None:
-    weights: dict[str, Tensor] = {}
-    for shard in sorted((path / _MODEL).glob("*.safetensors")):
-        weights |= load_file(shard)
-    with torch.no_grad():
-        for name, parameter in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
-            if name in weights:
-                put(weights[name], parameter)
-            elif isinstance(parameter, nn.Parameter):
-                raise DamagedCheckpointError(f"checkpoint {path} lacks the weight {name}.")
+    weights = StoredTensors((path / _MODEL).glob("*.safetensors"))
+    for name, parameter in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
+        if name in weights:
+            weights.put(name, parameter)
+        elif isinstance(parameter, nn.Parameter):
+            raise DamagedCheckpointError(f"checkpoint {path} lacks the weight {name}.")
 
 
 def _load_adapter(path: Path, adapter: Adapter) -> None:

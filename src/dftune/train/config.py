@@ -184,6 +184,9 @@ class TrainConfig(Config):
     threads: Count | None = None
     """CPU threads; null uses OMP_NUM_THREADS where it is set, else the cores this process may run on. Never more than
     its share of them, where several processes train on one machine."""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 0
+    """Skip so many steps of a run whose loss or gradient is not finite: no weight moves, and the batch is written to
+    failed-batches/. The next one stops the run; with 0 the first does."""
     log_every: Count = 1
     """Write metrics every so many steps."""
     validate_every: Count | None = None

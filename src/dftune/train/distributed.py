@@ -17,11 +17,10 @@ from dftune.train.config import DistributedConfig
 from dftune.train.model import ScoredModel
 from dftune.train.setup import device_of
 from dftune.train.shards import make_mesh, shard, start_from_main
-from dftune.train.world import ALONE, World, give_way
+from dftune.train.world import ALONE, PATIENCE, World, give_way
 
 Strategy = Literal["none", "ddp", "fsdp"]
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PATIENCE = timedelta(days=7)
 _BYTES_A_PARAMETER, _SHARE_OF_DEVICE = 16, 0.4
 _LOST = ("closed by peer", "reset by peer", "gloo", "Timed out", "timed out", "Broken pipe")
 
@@ -87,7 +86,7 @@ def joined(recipe: Recipe) -> Iterator[World]:
         "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout, device_id=device if cuda else None
     )
     try:
-        host, patient = (dist.new_group(backend="gloo", timeout=limit) for limit in (timeout, _PATIENCE))
+        host, patient = (dist.new_group(backend="gloo", timeout=limit) for limit in (timeout, PATIENCE))
         world = World(rank, dist.get_world_size(), local_rank, local_size, host, patient)
         _check_agreement(world, size, recipe)
         yield world

@@ -15,12 +15,12 @@ from dftune.data.dataset import PreparedDataset
 from dftune.data.hub import from_pretrained
 from dftune.data.prompts import PromptFormat, recorded_format
 from dftune.environment import describe_environment, set_threads
-from dftune.files import write_json
 from dftune.objectives import get_objective
 from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder, Watch
-from dftune.train import checkpoint
+from dftune.stopped import Stopped
+from dftune.train import checkpoint, folders, skip
 from dftune.train.beside import Beside
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
@@ -45,6 +45,7 @@ from dftune.train.setup import (
     scored_model,
 )
 from dftune.train.step import NonFiniteError, Pass, StepResult, train_step
+from dftune.train.stop import StopRequest
 from dftune.train.world import ALONE, World
 
 Say = Callable[[str], None]
@@ -57,6 +58,8 @@ class Counters:
     step: int = 0
     tokens: int = 0
     supervised_tokens: int = 0
+    skipped: int = 0
+    validated: int = -1  # step of the last validation
 
 
 def train(
@@ -89,8 +92,10 @@ def train(
 
     Raises:
         ValueError: the recipe cannot be run as it stands; nothing expensive has happened.
-        NonFiniteError: the loss or gradient became NaN or infinite; the batch is in ``failed-batch.json``.
+        NonFiniteError: the loss or gradient became NaN or infinite more often than ``train.max_skipped_steps``; the
+            batches are in ``failed-batches/``.
         OSError: the disk is full; checkpoints written before are intact.
+        Stopped: SIGTERM or SIGUSR1 asked for it; a checkpoint of the last step is complete. Heard in the main thread.
     """
     check_joined(world)
     check_recipe(recipe)
@@ -108,20 +113,24 @@ def train(
             if world.main:
                 say(f"{folder.path} is finished; nothing to resume.")
             return folder
-        counters = Counters()
+        counters, request = Counters(), StopRequest()
         aside = beside or Beside(recipe, say)
         stack.push(lambda kind, *_: aside.end() if kind else None)
         if world.main:
             aside.start(folder, lambda: counters.step)
         try:
-            with lost_ranks_named(world, recipe.distributed.timeout_s):
+            with request.listening(), lost_ranks_named(world, recipe.distributed.timeout_s):
                 heard = say if world.main else _silence
-                one = _Run(recipe, data, folder, heard, world=world, counters=counters, beside=aside)
+                one = _Run(recipe, data, folder, heard, world=world, counters=counters, beside=aside, request=request)
                 stack.callback(one.saver.wait)  # a checkpoint that is being written still needs the lock
                 one.train(resume=resume)
         except KeyboardInterrupt:
             if world.main:
                 folder.log("end", counters.step, status="interrupted", message="interrupted from the keyboard")
+            raise
+        except Stopped as stopped:
+            if world.main:
+                folder.log("end", counters.step, status=stopped.status, message=str(stopped))
             raise
         except (ArithmeticError, OSError, ValueError) as error:
             if world.main:
@@ -155,7 +164,16 @@ def precompute_reference(recipe: Recipe, data: PreparedDataset, *, say: Say = pr
     if recipe.model.lora is not None:
         require_peft()
     nothing = Beside(recipe, say)  # which is not started
-    run = _Run(recipe, data, RunFolder(recipe.output), say, world=ALONE, counters=Counters(), beside=nothing)
+    run = _Run(
+        recipe,
+        data,
+        RunFolder(recipe.output),
+        say,
+        world=ALONE,
+        counters=Counters(),
+        beside=nothing,
+        request=StopRequest(),
+    )
     assert run.provider.reference is not None, "the objective needs it"
     return run.provider.reference
 
@@ -184,9 +202,10 @@ class _Run:
         world: World,
         counters: Counters,
         beside: Beside,
+        request: StopRequest,
     ) -> None:
         self.recipe, self.data, self.folder, self.say, self.world = recipe, data, folder, say, world
-        self.counters, self.beside = counters, beside
+        self.counters, self.beside, self.request = counters, beside, request
         self.device = device_of(recipe.train.device, world.local_rank)
         set_threads(recipe.train.threads, num_processes=world.local_size)
         from transformers import AutoTokenizer  # noqa: PLC0415
@@ -259,7 +278,8 @@ class _Run:
         self.say(self._headline())
         self._log("start", num_steps=self.schedule.num_steps, resumed=resumed)
         self.model.train()
-        if not resumed:
+        self.request.training = True
+        if self._validation_is_due():
             self._validate()
         settings, num_steps = self.recipe.train, self.schedule.num_steps
         title, done = f"train {self.recipe.name}", self.counters.step
@@ -270,12 +290,13 @@ class _Run:
                 meter.add(batches)
                 step = self.counters.step
                 last = step == num_steps
-                if self._is_logged(step):
+                if result is not None and self._is_logged(step):
                     row = self._log_step(result.over(self.world), meter)
                     progress.update(
                         step, f"loss {row['loss']:.4f}  nll {row['nll']:.4f}  {row['tokens_per_s']:,.0f} tokens/s"
                     )
-                if last or (settings.validate_every and step % settings.validate_every == 0):
+                self._stop_if_asked()
+                if self._validation_is_due():
                     self._validate()
                     meter.restart()
                 if settings.checkpoint_every and (step % settings.checkpoint_every == 0) and not last:
@@ -286,7 +307,8 @@ class _Run:
         self.saver.finish()
         self._export()
         self.beside.stop_sampling()
-        self._log("end", status="finished", message=f"model in {self.folder.model}")
+        skipped = f"; {self.counters.skipped} steps were skipped" if self.counters.skipped else ""
+        self._log("end", status="finished", message=f"model in {self.folder.model}{skipped}")
         self._prune()
 
     def _stops_early(self) -> bool:
@@ -296,17 +318,30 @@ class _Run:
         reason = self.world.from_main(self.beside.stop_reason)
         if reason is None:
             return False
-        step, every = self.counters.step, self.recipe.train.validate_every
+        step = self.counters.step
         self.say(f"stopped at step {step} of {self.schedule.num_steps}: {reason}")
         self._log("stop", reason=reason)
-        if every is None or step % every:
+        if self.counters.validated != step:
             self._validate()
         return True
+
+    def _validation_is_due(self) -> bool:
+        """Also where a run is taken up that was stopped before it came to it."""
+        step, every = self.counters.step, self.recipe.train.validate_every
+        due = step in (0, self.schedule.num_steps) or (every is not None and step % every == 0)
+        return due and self.counters.validated != step
+
+    def _stop_if_asked(self) -> None:
+        asked = self.request.over(self.world)
+        if asked is not None:
+            self._save_checkpoint()
+            self.saver.finish()
+            raise Stopped(asked, f"after step {self.counters.step} of {self.schedule.num_steps}, which is saved")
 
     def _export(self) -> None:
         adapter_path = self.folder.path / "adapter"
         model, adapter = self.model.model, self.model.adapter
-        checkpoint.export(
+        folders.export(
             self.folder.model, model, self.tokenizer, adapter=adapter, adapter_path=adapter_path, world=self.world
         )
 
@@ -315,7 +350,8 @@ class _Run:
             spared = self.beside.spared()
             checkpoint.prune(self.folder.checkpoints, self.recipe.train.keep_checkpoints, spared)
 
-    def _step(self) -> tuple[StepResult, list[MicroBatch]]:
+    def _step(self) -> tuple[StepResult | None, list[MicroBatch]]:
+        """The next step, which leaves no result where it was skipped."""
         step = self.counters.step
         self.provider.begin(step)
         examples = self.examples.of(self.schedule.visits(step))
@@ -332,7 +368,8 @@ class _Run:
                 how=replace(self.how, stats=frozenset({"top1_hit"}) if logged else frozenset()),
             )
         except NonFiniteError as error:
-            raise self._not_finite(error, examples) from None
+            self._skip(error, examples)
+            return None, batches
         self.counters.step += 1
         self.counters.tokens += sum(map(len, examples))
         self.counters.supervised_tokens += sum(int(example.completion_mask[1:].sum()) for example in examples)
@@ -377,6 +414,7 @@ class _Run:
         return row
 
     def _validate(self) -> None:
+        self.counters.validated = self.counters.step
         if len(self.held_out) == 0:
             return
         batches = self._batches(self.held_out.of((0, index) for index in range(len(self.held_out))))
@@ -402,6 +440,11 @@ class _Run:
     def _resume(self) -> bool:
         self.provider.check_same(self.folder.path / "manifest.json")
         newest = self.world.from_main(lambda: checkpoint.newest_intact(self.folder.checkpoints, self.say))
+        if newest is None and checkpoint.list_checkpoints(self.folder.checkpoints):
+            raise ValueError(
+                f"none of the checkpoints in {self.folder.checkpoints} is as it was written. Put one back from a copy, "
+                "or delete them all to start from the first step."
+            )
         if newest is None:
             self.say(f"{self.folder.path} holds no checkpoint to resume from; starting from the first step.")
             return False
@@ -420,17 +463,22 @@ class _Run:
         self.say(f"resumed from {newest} at step {self.counters.step} of {self.schedule.num_steps}")
         return True
 
-    def _not_finite(self, error: NonFiniteError, examples: Sequence[Example]) -> NonFiniteError:
-        step = self.counters.step
-        path = self.folder.path / "failed-batch.json"
-        ids = [example.id for example in examples]
-        lr = learning_rate(step, self.schedule.num_steps, self.recipe.optimizer)
+    def _skip(self, error: NonFiniteError, examples: Sequence[Example]) -> None:
+        """Go on without the step, or end the run."""
+        step, limit = self.counters.step + 1, self.recipe.train.max_skipped_steps
+        lr = learning_rate(step - 1, self.schedule.num_steps, self.recipe.optimizer)
+        path = skip.batch_path(self.folder.path, step)
         if self.world.main:
-            write_json(path, {"step": step + 1, "error": str(error), "lr": lr, "example_ids": ids})
-        return NonFiniteError(
-            f"step {step + 1}: {error}. The weights before this step are finite and nothing was saved after it; the "
-            f"examples are listed in {path}. Lower optimizer.lr (now {lr:.3g}), lengthen optimizer.warmup_ratio, or "
-            "look at those examples."
+            skip.save_batch(path, step, error, lr, examples)
+        if self.counters.skipped >= limit:
+            raise NonFiniteError(
+                skip.refusal(step, error, path, skipped=self.counters.skipped, limit=limit, lr=lr)
+            ) from None
+        self.counters.step, self.counters.skipped = step, self.counters.skipped + 1
+        batch = str(path.relative_to(self.folder.path))
+        self._log("skipped", error=str(error), batch=batch, num_skipped=self.counters.skipped)
+        self.say(
+            f"step {step} skipped, {self.counters.skipped} of at most {limit}: {error}; its examples are in {path}"
         )
 
     def _manifest(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: a copy is taken at once, and a thread of rank 0 does the rest."""
+"""Checkpoints written while training goes on: a copy is taken at once, and a thread of each rank does the rest."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import torch.distributed as dist
+
 from dftune.train.checkpoint import Contents, writer
-from dftune.train.world import ALONE, World
+from dftune.train.world import ALONE, PATIENCE, World
 
 
 class Saver:
@@ -26,6 +28,7 @@ class Saver:
         self.folder, self.background, self.done, self.world = folder, background, done, world
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world.size > 1 else None
 
     def save(self, step: int, contents: Contents) -> None:
         """Copy what belongs to the checkpoint and have it written; first wait for the one before. All ranks call this.
@@ -34,16 +37,17 @@ class Saver:
             OSError: this one, or in the background the one before, could not be written.
         """
         self.finish()
-        write = writer(self.folder, step, contents, self.world, copy=self.background)
-        if self.world.main:
-            self._thread = threading.Thread(target=self._write, args=(step, write), name=f"checkpoint {step}")
-            self._thread.start()
+        write = writer(self.folder, step, contents, self.world, copy=self.background, group=self._group)
+        self._thread = threading.Thread(target=self._write, args=(step, write), name=f"checkpoint {step}")
+        self._thread.start()
         if not self.background:
             self.finish()
 
     def _write(self, step: int, write: Callable[[], Path]) -> None:
         try:
-            self.done(step, write())
+            path = write()
+            if self.world.main:
+                self.done(step, path)
         except Exception as error:  # it is raised again by the thread that trains
             self._error = error
 
@@ -55,9 +59,9 @@ class Saver:
 
     def finish(self) -> None:
         """Wait, and raise what went wrong. All ranks call this."""
+        self.wait()
 
         def raise_error() -> None:
-            self.wait()
             error, self._error = self._error, None
             if error is not None:
                 raise error

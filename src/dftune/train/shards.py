@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -182,14 +184,61 @@ def whole_on_main(tensors: Iterable[tuple[str, Tensor]], world: World, *, copy: 
     return found
 
 
-def part_of(full: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as ``like`` is held: on its device, and this rank's shard where ``like`` is sharded."""
-    if not isinstance(like, DTensor):
-        return full.to(like.device)
-    own = _own(full, like).to(like.to_local().device)
-    return DTensor.from_local(
-        own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
+def dealt_out(tensors: Iterable[tuple[str, Tensor]], world: World, *, copy: bool = False) -> dict[str, Tensor]:
+    """As :func:`whole_on_main`, but each tensor ends on one rank, so that all of them have about as many bytes."""
+    loads, found = [0] * world.size, {}
+    for name, tensor in tensors:
+        owner = loads.index(min(loads))
+        loads[owner] += tensor.shape.numel() * tensor.element_size()
+        full = whole(tensor.detach())
+        if owner == world.rank:
+            found[name] = full.to("cpu", copy=copy, memory_format=torch.contiguous_format)
+    return found
+
+
+class StoredTensors:
+    """Whole tensors by name in safetensors files, of which a rank reads no more than its shards.
+
+    Args:
+        paths: of the files.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        files: list[Any] = [safe_open(path, framework="pt") for path in sorted(paths)]
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def part(self, name: str, like: Tensor) -> Tensor:
+        """A tensor as ``like`` is held: this rank's shard where ``like`` is sharded; in CPU memory."""
+        if not isinstance(like, DTensor):
+            found: Tensor = self._files[name].get_tensor(name)
+            return found
+        rows = _slices(like)
+        if any(each.start == each.stop for each in rows):
+            return like.to_local().new_empty([each.stop - each.start for each in rows], device="cpu")
+        own: Tensor = self._files[name].get_slice(name)[rows]
+        return own
+
+    def part_like(self, name: str, like: Tensor) -> Tensor:
+        """The same as a tensor of the kind of ``like``, on its device."""
+        own = self.part(name, like)
+        if not isinstance(like, DTensor):
+            return own.to(like.device)
+        return DTensor.from_local(
+            own.to(like.to_local().device),
+            like.device_mesh,
+            like.placements,
+            run_check=False,
+            shape=like.shape,
+            stride=like.stride(),
+        )
+
+    @torch.no_grad()
+    def put(self, name: str, into: Tensor) -> None:
+        """Write a tensor into a parameter or buffer, or this rank's shard of it."""
+        (into.to_local() if isinstance(into, DTensor) else into).copy_(self.part(name, into))
 
 
 @torch.no_grad()
@@ -202,5 +251,10 @@ def put(full: Tensor, into: Tensor) -> None:
 
 
 def _own(full: Tensor, like: DTensor) -> Tensor:
+    return full[_slices(like)]
+
+
+def _slices(like: DTensor) -> tuple[slice, ...]:
+    """Where this rank's shard lies in the whole."""
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
-    return full[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))]
+    return tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))

@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dftune.stopped import STATUS as STOPPED
+from dftune.stopped import Stopped
+
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for what one of them does in its own time."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class World:
             try:
                 box = [(make(), None)]
             except Exception as raised:  # the others must hear of it before it goes on
-                error, box = raised, [(None, 2 if isinstance(raised, ValueError) else 1)]
+                error, box = raised, [(None, _status(raised))]
         dist.broadcast_object_list(box, src=0, group=self.patient)
         if error is not None:
             raise error
@@ -88,6 +94,12 @@ class World:
             raise SystemExit(status)
         found: T = value
         return found
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, Stopped):
+        return STOPPED
+    return 2 if isinstance(error, ValueError) else 1
 
 
 ALONE = World()
