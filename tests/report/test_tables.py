@@ -349,7 +349,8 @@ def test_one_sentence_compares_a_pair_under_both_protocols(tmp_path: Path) -> No
         f"(greedy, 95 % interval {ends}) and 30.0 points more when sampled ({ends}). "
         "Trained on clean: the difference between dynamic_ft and sft is within the noise: +1.0 points (greedy, "
     )
-    assert words.count("can go unnoticed here") == 1
+    assert words.count("arith has 100 questions: with one seed, differences under about ") == 1
+    assert "What is called a difference here holds for all 4 comparisons together (Holm)." in words
 
 
 def test_what_is_clear_under_one_protocol_alone_is_said_first(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _default_output(runs: list[Path]) -> Path:
+    from dftune.report.load import is_collection  # noqa: PLC0415
+
     if len(runs) == 1:
-        return runs[0]
+        return runs[0] / "report" if is_collection(runs[0]) else runs[0]
     return runs[0].resolve().parent

@@ -134,9 +134,8 @@ _INSIDE = (
 
 def build_sections(table: ResultTable) -> tuple[Section, ...]:
     """Every chart for which the runs hold data."""
-    scores = [
-        kind(table, column) for kind in (_intervals, _accuracy_curves, _outcomes, _lengths) for column in table.columns
-    ]
+    kinds = (_intervals, _accuracy_curves, _outcomes, _lengths)
+    scores = [kind(table, column) for kind in kinds for column in table.whole_columns]
     found = (
         Section("Scores", tuple(figure for kind in scores for figure in kind)),
         _with_one_legend(Section("Loss", tuple(_curves(table.trained, _LOSSES)))),

@@ -67,7 +67,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (wording.percent, wording.signed, wording.interval, wording.p_value, wording.count, wording.plural)
+    filters = (
+        *(wording.percent, wording.signed, wording.interval, wording.p_value, wording.detectable),
+        *(wording.count, wording.plural),
+    )
     environment.filters |= {function.__name__: function for function in filters}
     return environment
 
