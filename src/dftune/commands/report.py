@@ -1,4 +1,4 @@
-"""Compare runs: one HTML file and one Markdown file."""
+"""Compare runs: one HTML file, and tables as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = """\
 Compare runs: who answers more questions, by how much, and whether that is more than noise.
 
-Reads run folders (recipe, metrics, completions with verdicts) and writes two files:
+Reads run folders (recipe, metrics, completions with verdicts) and writes four files:
   report.html  verdict, result table with 95 % intervals, curves, token probabilities, completions side by
                side. One file, opens from disk, needs no network.
   report.md    the verdict and the tables.
+  report.csv   one line a condition and benchmark.
+  report.tex   the result table for LaTeX.
 
 Runs whose recipes differ in nothing but the seed count as replicates of one condition. The base model is the
 evaluation at step 0, or a run of `dftune evaluate` on the model that training started from."""
@@ -23,6 +25,7 @@ evaluation at step 0, or a run of `dftune evaluate` on the model that training s
 examples:
   dftune report runs                          every run in runs/
   dftune report runs/sft-* runs/dynamic_ft-*  these runs
+  dftune report studies/mine                  every cell of a study, into studies/mine/report
   dftune report runs --output reports/monday --title "Does it help at 1.5B?\""""
     parser.add_argument(
         "runs",
@@ -35,7 +38,8 @@ examples:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="where the two files go (default: the folder that holds the runs; for a single run, the run itself)",
+        help="where the files go (default: the folder that holds the runs; for a single run, the run itself; for a "
+        "study or a sweep, its folder report)",
     )
     parser.add_argument("--title", help="heading of the report (default: the names of what is compared)")
 
