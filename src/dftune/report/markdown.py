@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 
 from dftune.report.conditions import Column
+from dftune.report.cost import build_cost
+from dftune.report.learning import LearningRow, build_learning
 from dftune.report.method import Method
 from dftune.report.published import Published, build_published
 from dftune.report.tables import Cell, ResultTable
@@ -29,6 +31,11 @@ def render_markdown(title: str, verdict: str, table: ResultTable, notes: Sequenc
     published = build_published(table)
     if published.sources:
         parts.append(f"## Published against measured\n\n{published_table(published)}")
+    learning = build_learning(table)
+    if learning:
+        parts.append(f"## Speed of learning\n\n{learning_table(learning)}")
+    if table.trained:
+        parts.append(f"## Cost\n\n{cost_table(table)}")
     if method.runs:
         parts.append(f"## Runs\n\n{_runs(method)}")
     return "\n\n".join(parts) + "\n"
@@ -133,6 +140,24 @@ def published_table(published: Published) -> str:
     said = [f"{label}: {source}" for label, source in published.sources] + list(published.notes)
     listed = "\n".join(f"- {plain(text)}" for text in said)
     return f"{grid(header, rows)}\n\n{listed}" if rows else listed
+
+
+def learning_table(learning: Sequence[LearningRow]) -> str:
+    """Steps to the final value of the first condition, and the mean over the training."""
+    header = ["condition", "curve", "target", "steps to it", "mean over training"]
+    return grid(header, [[row.condition, row.curve, row.target, row.steps, row.mean] for row in learning])
+
+
+def cost_table(table: ResultTable) -> str:
+    """Tokens, time and memory of every condition."""
+    header = ["condition", "runs", "tokens", "training", "relative speed", "generation", "peak memory"]
+    return grid(
+        header,
+        [
+            [row.condition, row.runs, row.tokens, row.training, row.relative, row.evaluation, row.memory]
+            for row in build_cost(table)
+        ],
+    )
 
 
 def _runs(method: Method) -> str:
