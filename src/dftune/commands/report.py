@@ -26,6 +26,7 @@ examples:
   dftune report runs                          every run in runs/
   dftune report runs/sft-* runs/dynamic_ft-*  these runs
   dftune report studies/mine                  every cell of a study, into studies/mine/report
+  dftune report runs --serve                  follow runs that are still going
   dftune report runs --output reports/monday --title "Does it help at 1.5B?\""""
     parser.add_argument(
         "runs",
@@ -41,6 +42,12 @@ examples:
         help="where the files go (default: the folder that holds the runs; for a single run, the run itself; for a "
         "study or a sweep, its folder report)",
     )
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="serve the report at a loopback address, and write it again when a page is loaded and runs have changed",
+    )
+    parser.add_argument("--port", type=int, default=8008, help="of --serve; 0 takes a free one (default: %(default)s)")
     parser.add_argument("--title", help="heading of the report (default: the names of what is compared)")
 
 
@@ -48,12 +55,27 @@ def run(args: argparse.Namespace) -> int:
     """Write the report, print its table and where it is."""
     from dftune import report  # noqa: PLC0415  (jinja2 and yaml are not needed for --help)
 
+    output = args.output or _default_output(args.runs)
+    if args.serve:
+        return _serve(args.runs, output, args.title, args.port)
     found = report.read(args.runs, args.title)
-    paths = found.write(args.output or _default_output(args.runs))
+    paths = found.write(output)
     print(found.summary())
     for note in found.notes:
         print(f"note: {note}")
     print(f"\nReport: {paths.html}")
+    return 0
+
+
+def _serve(runs: list[Path], output: Path, title: str | None, port: int) -> int:
+    from dftune.report.serve import ReportServer  # noqa: PLC0415
+
+    with ReportServer(runs, output, title, port) as server:
+        print(f"Report: {server.address} (Ctrl-C ends)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
     return 0
 
 

@@ -17,6 +17,8 @@ FEW_SEEDS = 3
 """With fewer, the spread between seeds is hardly known."""
 MANY_GAINS = 6
 """More than a paragraph should list; the table has them."""
+MOST_NAMES = 6
+"""Runs that a note lists by name."""
 
 Details = tuple[tuple[str, str], ...]
 
@@ -238,11 +240,17 @@ def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _trained_on(runs: Sequence[Run]) -> Iterator[str]:
+    seen: dict[str, list[str]] = {}
     for run in runs:
         for name, ids in trained_on(run).items():
             rows = inner(run.manifest, "data", "contamination", "benchmarks", name, "rows")
-            problems = f"{len(ids)} of the {rows} problems of {name}"
-            yield f"{run.name} was trained on {problems}: its score there is partly memory."
+            seen.setdefault(f"trained on {len(ids)} of the {rows} problems of {name}", []).append(run.name)
+    for what, names in seen.items():
+        were, scores = ("was", "its score there is") if len(names) == 1 else ("were", "their scores there are")
+        shown = (
+            [*names[:MOST_NAMES], plural(len(names) - MOST_NAMES, "other run")] if len(names) > MOST_NAMES else names
+        )
+        yield f"{listed(shown)} {were} {what}: {scores} partly memory."
 
 
 def _formats(table: ResultTable) -> Iterator[str]:
