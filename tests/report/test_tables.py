@@ -362,6 +362,21 @@ def test_what_is_clear_under_one_protocol_alone_is_said_first(tmp_path: Path) ->
     assert "with greedy decoding the difference is within the noise (+1.0 points, " in words
 
 
+def test_many_comparisons_without_a_finding_are_one_sentence(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1" * 40 + "0" * 60)
+    for objective, right in (("dynamic_ft", 42), ("eaft", 39), ("power", 41), ("talr", 40)):
+        write_scored(tmp_path, objective, objective, 0, "1" * right + "0" * (100 - right))
+    words = verdict(table_of(tmp_path))
+    assert words.startswith(
+        "On arith (100 questions), all differences between a condition and its reference are within the noise "
+        "(\N{MINUS SIGN}1.0 to +2.0 points). arith has 100 questions: with one seed, differences under about "
+    )
+    write_scored(tmp_path, "best", "deft", 0, "1" * 90 + "0" * 10)
+    words = verdict(table_of(tmp_path))
+    assert words.startswith("On arith (100 questions), deft answers 50.0 points more than sft")
+    assert "On arith, all other differences are within the noise (" in words
+
+
 def test_two_seeds_are_said_to_be_few_and_three_are_not(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_scored(tmp_path, f"s{seed}", "sft", seed, "1100")

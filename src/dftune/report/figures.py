@@ -29,6 +29,8 @@ from dftune.report.wording import interval, one_line, percent
 
 Legend = tuple[tuple[Markup, str], ...]
 
+MOST_BANDS = 5
+"""More bands over one another hide what they are to show."""
 MOST_LEGEND = 45
 """Characters of a legend above a chart; a longer one stands once above its section."""
 MOST_SPAN = 42
@@ -154,7 +156,7 @@ def _with_one_legend(section: Section) -> Section:
 
 def _curves(trained: Sequence[Condition], metrics: Sequence[_Metric]) -> Iterator[Figure]:
     for metric in metrics:
-        lines = [line for row in trained if (line := _line(row, metric)) is not None]
+        lines = _readable([line for row in trained if (line := _line(row, metric)) is not None])
         if lines:
             # Training and held-out NLL share their scale, so that the gap between them can be seen.
             same = [other for other in metrics if other.key == metric.key] if len(metrics) > 1 else [metric]
@@ -175,6 +177,11 @@ def _curves(trained: Sequence[Condition], metrics: Sequence[_Metric]) -> Iterato
 def _line(row: Condition, metric: _Metric) -> Line | None:
     curves = metric_curves(row, metric.kind, metric.key)
     return line_of(row.label, row.style, curves, markers=max(map(len, curves)) <= 25) if curves else None
+
+
+def _readable(lines: list[Line]) -> list[Line]:
+    """The lines, without their bands where these would be too many."""
+    return lines if len(lines) <= MOST_BANDS else [replace(line, band=()) for line in lines]
 
 
 def _ends(lines: Sequence[Line]) -> str:
@@ -219,7 +226,7 @@ def _intervals(table: ResultTable, column: Column) -> Iterator[Figure]:
 
 def _accuracy_curves(table: ResultTable, column: Column) -> Iterator[Figure]:
     found = [(row, accuracy_curves(row, column)) for row in table.trained]
-    lines = [line_of(row.label, row.style, curves, markers=True) for row, curves in found if curves]
+    lines = _readable([line_of(row.label, row.style, curves, markers=True) for row, curves in found if curves])
     if lines:
         title = f"Accuracy over training{_on(table, column)}"
         svg = line_chart(
@@ -236,15 +243,16 @@ def _accuracy_curves(table: ResultTable, column: Column) -> Iterator[Figure]:
 
 def _sensitivity(table: ResultTable) -> Iterator[Figure]:
     for chart in sensitivity_charts(table):
+        lines = _readable(list(chart.lines))
         svg = line_chart(
-            chart.lines,
+            lines,
             title=chart.title,
-            description=f"{chart.title}: {_ends(chart.lines)}.",
+            description=f"{chart.title}: {_ends(lines)}.",
             x_label=chart.x_label,
             y_label=chart.y_label,
-            x_scale=log_scale([x for line in chart.lines for x, _ in line.mean]),
+            x_scale=log_scale([x for line in lines for x, _ in line.mean]),
         )
-        yield Figure(chart.title, svg, chart.caption, _legend(chart.lines))
+        yield Figure(chart.title, svg, chart.caption, _legend(lines))
 
 
 def _outcomes(table: ResultTable, column: Column) -> Iterator[Figure]:

@@ -17,6 +17,8 @@ FEW_SEEDS = 3
 """With fewer, the spread between seeds is hardly known."""
 MANY_GAINS = 6
 """More than a paragraph should list; the table has them."""
+MOST_NOISE = 3
+"""More comparisons of a benchmark without a finding are summed up."""
 MOST_NAMES = 6
 """Runs that a note lists by name."""
 
@@ -64,9 +66,13 @@ def _sentences(table: ResultTable) -> Iterator[str]:
         of_benchmark = [one for one in compared if one.benchmark == benchmark]
         questions = plural(min(d.num_questions for one in of_benchmark for _, d in one.found), "question")
         of_benchmark.sort(key=lambda one: one.found[0][1].sign == 0)
-        for index, one in enumerate(of_benchmark):
+        quiet = [one for one in of_benchmark if not one.found[0][1].sign]
+        told = of_benchmark if len(quiet) <= MOST_NOISE else [one for one in of_benchmark if one not in quiet]
+        for index, one in enumerate(told):
             where = f"On {benchmark} ({questions})" if index == 0 else f"On {benchmark}" if len(benchmarks) > 1 else ""
             yield _sentence(one, where)
+        if len(told) < len(of_benchmark):
+            yield _all_noise(f"On {benchmark}{'' if told else f' ({questions})'}", quiet, others=bool(told))
         noise = [difference for one in of_benchmark for _, difference in one.found if not difference.sign]
         if noise:
             yield _too_small(benchmark, noise)
@@ -74,6 +80,13 @@ def _sentences(table: ResultTable) -> Iterator[str]:
         yield f"What is called a difference here holds for all {table.num_comparisons} comparisons together (Holm)."
     if not compared and len([row for row in table.conditions if row.kind != "base"]) > 1:
         yield "No two conditions have complete evaluations on the same questions, so none is compared with another."
+
+
+def _all_noise(where: str, quiet: Sequence[Comparison], *, others: bool) -> str:
+    """Many comparisons without a finding, in one sentence; the table has each."""
+    means = sorted(difference.mean for one in quiet for _, difference in one.found)
+    which = "all other differences are" if others else "all differences between a condition and its reference are"
+    return f"{where}, {which} within the noise ({signed(means[0])} to {signed(means[-1])} points)."
 
 
 def _too_small(benchmark: str, noise: Sequence[Difference]) -> str:
