@@ -28,6 +28,14 @@ def test_without_an_output_the_report_lies_beside_the_runs_and_is_no_run_itself(
     assert main(["report", str(runs)]) == 0
 
 
+def test_the_report_on_a_study_leaves_the_studys_own_page_alone(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "s" / "cells")
+    (tmp_path / "s" / "report.html").write_text("its own", encoding="utf-8")
+    assert main(["report", str(tmp_path / "s")]) == 0
+    assert (tmp_path / "s" / "report.html").read_text(encoding="utf-8") == "its own"
+    assert (tmp_path / "s" / "report" / "report.html").is_file()
+
+
 def test_a_folder_that_is_no_run_is_refused_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dftune.files import append_jsonl
-from dftune.report.load import Evaluation, find_runs, read_run
+from dftune.report.load import Evaluation, find_runs, is_collection, read_run
 from tests.report.conftest import verdict_rows, write_base_run, write_evaluation, write_manifest, write_training_run
 
 
@@ -169,3 +170,16 @@ def test_a_scored_row_without_its_score_is_an_error_with_its_number(tmp_path: Pa
     append_jsonl(path, [{"id": "x", "sample": 0, "verdict": "scored", "score": None}])
     with pytest.raises(ValueError, match=r"row \d+: .*scored with a score; found id 'x'"):
         read_run(run)
+
+
+def test_the_runs_of_a_study_or_a_sweep_are_found_in_their_folders(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study / "sft-seed0", tmp_path / "s" / "cells" / "a")
+    shutil.copytree(study / "base", tmp_path / "s" / "base" / "model")
+    shutil.copytree(study / "sft-seed1", tmp_path / "s" / "trials" / "trial-0")
+    names = [str(path.relative_to(tmp_path / "s")) for path in find_runs([tmp_path / "s"])]
+    assert names == ["cells/a", "base/model", "trials/trial-0"]
+
+
+def test_a_base_run_beside_others_is_one_run(study: Path) -> None:
+    assert [path.name for path in find_runs([study])].count("base") == 1
+    assert not is_collection(study)

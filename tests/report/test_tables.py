@@ -349,7 +349,8 @@ def test_one_sentence_compares_a_pair_under_both_protocols(tmp_path: Path) -> No
         f"(greedy, 95 % interval {ends}) and 30.0 points more when sampled ({ends}). "
         "Trained on clean: the difference between dynamic_ft and sft is within the noise: +1.0 points (greedy, "
     )
-    assert words.count("can go unnoticed here") == 1
+    assert words.count("arith has 100 questions: with one seed, differences under about ") == 1
+    assert "What is called a difference here holds for all 4 comparisons together (Holm)." in words
 
 
 def test_what_is_clear_under_one_protocol_alone_is_said_first(tmp_path: Path) -> None:
@@ -359,6 +360,21 @@ def test_what_is_clear_under_one_protocol_alone_is_said_first(tmp_path: Path) ->
     words = verdict(table_of(tmp_path))
     assert "dynamic_ft answers 30.0 points more than sft (sampled, 95 % interval 20.0 to 38.8); " in words
     assert "with greedy decoding the difference is within the noise (+1.0 points, " in words
+
+
+def test_many_comparisons_without_a_finding_are_one_sentence(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s0", "sft", 0, "1" * 40 + "0" * 60)
+    for objective, right in (("dynamic_ft", 42), ("eaft", 39), ("power", 41), ("talr", 40)):
+        write_scored(tmp_path, objective, objective, 0, "1" * right + "0" * (100 - right))
+    words = verdict(table_of(tmp_path))
+    assert words.startswith(
+        "On arith (100 questions), all differences between a condition and its reference are within the noise "
+        "(\N{MINUS SIGN}1.0 to +2.0 points). arith has 100 questions: with one seed, differences under about "
+    )
+    write_scored(tmp_path, "best", "deft", 0, "1" * 90 + "0" * 10)
+    words = verdict(table_of(tmp_path))
+    assert words.startswith("On arith (100 questions), deft answers 50.0 points more than sft")
+    assert "On arith, all other differences are within the noise (" in words
 
 
 def test_two_seeds_are_said_to_be_few_and_three_are_not(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dftune.evaluate.quantiles import satterthwaite_degrees, student_t_quantile, wilson_at, wilson_interval
+from dftune.evaluate.quantiles import (
+    satterthwaite_degrees,
+    student_t_cdf,
+    student_t_quantile,
+    wilson_at,
+    wilson_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,28 @@ class Difference(Estimate):
     Attributes:
         p_value: sign-flip permutation test over questions, two-sided.
         detectable: the smallest true difference that such a comparison finds in 80 % of repetitions.
+        p_interval: one less the confidence at which the interval just reaches zero; unlike ``p_value`` it knows of
+            seeds.
+        degrees: degrees of freedom of the interval.
+        p_adjusted: ``p`` corrected for all comparisons of a family (`dftune.evaluate.family`); None by itself.
     """
 
     p_value: float
     detectable: float
+    p_interval: float
+    degrees: float
+    p_adjusted: float | None = None
+
+    @property
+    def p(self) -> float:
+        """The larger of ``p_value`` and ``p_interval``: under 0.05 where interval and test both exclude zero."""
+        return max(self.p_value, self.p_interval)
 
     @property
     def sign(self) -> int:
-        """1 or -1 where interval and test both exclude zero, else 0: within the noise."""
-        if self.p_value >= 0.05 or self.low <= 0.0 <= self.high:
+        """1 or -1 where interval and test both exclude zero, after the correction if any, else 0: within the noise."""
+        decisive = self.p if self.p_adjusted is None else self.p_adjusted
+        if decisive >= 0.05 or self.low <= 0.0 <= self.high:
             return 0
         return 1 if self.mean > 0 else -1
 
@@ -261,6 +280,8 @@ def paired_difference(
         p_value=sign_flip_p_value(by_question if clusters is None else _cluster_sums(by_question, clusters)),
         # The pseudo-questions shrink the estimate that has to clear the noise, so the truth must be larger for it.
         detectable=detectable_difference(standard_error, degrees) * (num_questions + 2) / num_questions,
+        p_interval=2 * (1 - student_t_cdf(abs(centre) / standard_error, degrees)),
+        degrees=degrees,
     )
 
 

@@ -71,15 +71,18 @@ def student_t_quantile(probability: float, degrees: float) -> float:
     if degrees > 1e6:
         return NormalDist().inv_cdf(probability)
     low, high = 0.0, 1.0
-    while _student_t_cdf(high, degrees) < probability:
+    while student_t_cdf(high, degrees) < probability:
         low, high = high, 2 * high
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if _student_t_cdf(middle, degrees) < probability else (low, middle)
+        low, high = (middle, high) if student_t_cdf(middle, degrees) < probability else (low, middle)
     return (low + high) / 2
 
 
-def _student_t_cdf(t: float, degrees: float) -> float:
+def student_t_cdf(t: float, degrees: float) -> float:
+    """Probability that a Student t variable with ``degrees`` (fractions allowed) stays below ``t >= 0``."""
+    if degrees > 1e6:
+        return NormalDist().cdf(t)
     return 1 - _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t)) / 2
 
 

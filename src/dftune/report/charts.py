@@ -34,6 +34,7 @@ class Line:
         mean: the curve to read.
         replicates: the seeds behind it, drawn thin.
         markers: mark every point, for curves of few points.
+        band: ``(x, low, high)`` of many seeds, drawn as an area instead of their lines.
     """
 
     label: str
@@ -41,6 +42,13 @@ class Line:
     mean: Curve
     replicates: Sequence[Curve] = ()
     markers: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
+
+    @property
+    def values(self) -> list[float]:
+        """Every height that is drawn."""
+        ends = [end for _, low, high in self.band for end in (low, high)]
+        return [y for curve in (self.mean, *self.replicates) for _, y in curve] + ends
 
 
 @dataclass(frozen=True)
@@ -149,16 +157,18 @@ def line_chart(
     description: str,
     x_label: str,
     y_label: str,
+    x_scale: Scale | None = None,
     y_scale: Scale | None = None,
     zero: bool = False,
     frame: Frame | None = None,
 ) -> Markup:
-    """Curves over a common x axis; thin lines for seeds, a thick one for their mean."""
+    """Curves over a common x axis; thin lines or a band for seeds, a thick line for their mean."""
     frame = frame or Frame()
     curves = [curve for line in lines for curve in (line.mean, *line.replicates)]
-    x_scale = _tight_scale([x for curve in curves for x, _ in curve])
-    y_scale = y_scale or linear_scale([y for curve in curves for _, y in curve], zero=zero)
+    x_scale = x_scale or _tight_scale([x for curve in curves for x, _ in curve])
+    y_scale = y_scale or linear_scale([y for line in lines for y in line.values], zero=zero)
     parts = _axes(frame, x_scale, y_scale, x_label, y_label)
+    parts += [_band(frame, x_scale, y_scale, line) for line in lines if line.band]
     for line in lines:
         parts += [_path(frame, x_scale, y_scale, curve, f"seed s{line.style}") for curve in line.replicates]
     for line in lines:
@@ -310,12 +320,21 @@ def _axes(frame: Frame, x_scale: Scale, y_scale: Scale | None, x_label: str, y_l
         x = frame.x(x_scale.share(tick))
         mark = f'<path class="grid" d="M{_xy(x, frame.top)}V{bottom:.1f}"/>' if y_scale is None else ""
         parts.append(mark or f'<path class="axis" d="M{_xy(x, bottom)}v4"/>')
-        parts.append(_text(x, bottom + 17, tick_label(tick, x_scale.high), "tick", anchor="middle"))
+        parts.append(
+            _text(x, bottom + 17, tick_label(tick, None if x_scale.log else x_scale.high), "tick", anchor="middle")
+        )
     parts.append(f'<path class="axis" d="M{_xy(left, bottom)}H{right:.1f}"/>')
     parts.append(_text((left + right) / 2, frame.height - 7, x_label, "unit", anchor="middle"))
     if y_label:
         parts.append(_text(0, frame.top - 14, y_label, "unit"))
     return parts
+
+
+def _band(frame: Frame, x_scale: Scale, y_scale: Scale, line: Line) -> str:
+    low = thin_out([(x, y) for x, y, _ in line.band if math.isfinite(y)])
+    high = thin_out([(x, y) for x, _, y in line.band if math.isfinite(y)])
+    edge = [_xy(frame.x(x_scale.share(x)), frame.y(y_scale.share(y))) for x, y in (*low, *reversed(high))]
+    return f'<path class="band s{line.style}" d="M{"L".join(edge)}Z"/>' if edge else ""
 
 
 def _path(frame: Frame, x_scale: Scale, y_scale: Scale, curve: Curve, kind: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dftune.report.groups import Group
 from dftune.report.load import Evaluation, Run
+from dftune.report.wording import plural
 
 NUM_STYLES = 8
 """Colours, dashes and markers that style.css tells apart; further conditions begin again."""
@@ -14,16 +15,25 @@ NUM_STYLES = 8
 
 @dataclass(frozen=True, order=True)
 class Column:
-    """One benchmark under one protocol. Two versions of a benchmark, by fingerprint, are two columns."""
+    """One benchmark under one protocol. Two versions of a benchmark, by fingerprint, are two columns.
+
+    So are a benchmark and what remains of it ``without`` the questions that some run was trained on.
+    """
 
     benchmark: str
     protocol: str
     fingerprint: str
+    without: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """``BENCHMARK.PROTOCOL``."""
-        return f"{self.benchmark}.{self.protocol}"
+        """``BENCHMARK.PROTOCOL``, and how many questions were taken out."""
+        return f"{self.benchmark}.{self.protocol}{self.left_out}"
+
+    @property
+    def left_out(self) -> str:
+        """`` without 3 flagged questions``; empty where none were taken out."""
+        return f" without {plural(len(self.without), 'flagged question')}" if self.without else ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ def find_columns(runs: Sequence[Run]) -> tuple[Column, ...]:
 
 def column_of(evaluation: Evaluation) -> Column:
     """The column an evaluation belongs to."""
-    return Column(evaluation.benchmark, evaluation.protocol, str(evaluation.settings.get("benchmark_fingerprint", "")))
+    version = str(evaluation.settings.get("benchmark_fingerprint", ""))
+    return Column(evaluation.benchmark, evaluation.protocol, version, evaluation.without)
 
 
 def find_conditions(

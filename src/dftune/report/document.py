@@ -1,4 +1,4 @@
-"""From run folders to report.html and report.md."""
+"""From run folders to report.html, report.md, report.csv and report.tex."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dftune.files import write_text
+from dftune.report.export import render_csv, render_latex
 from dftune.report.html import render_html
 from dftune.report.load import Run, find_runs, read_run
 from dftune.report.markdown import render_markdown, summary_table
@@ -22,6 +23,8 @@ class ReportPaths:
 
     html: Path
     markdown: Path
+    csv: Path
+    latex: Path
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,12 @@ class Report:
     method: Method
 
     def write(self, output: Path) -> ReportPaths:
-        """Write ``report.html`` and ``report.md`` into ``output``, each all or nothing."""
-        paths = ReportPaths(output / "report.html", output / "report.md")
+        """Write the report and its tables into ``output``, each file all or nothing."""
+        paths = ReportPaths(*(output / f"report.{ending}" for ending in ("html", "md", "csv", "tex")))
         write_text(paths.html, render_html(self.title, self.verdict, self.table, self.notes, self.method))
         write_text(paths.markdown, render_markdown(self.title, self.verdict, self.table, self.notes, self.method))
+        write_text(paths.csv, render_csv(self.table))
+        write_text(paths.latex, render_latex(self.table))
         return paths
 
     def summary(self) -> str:
@@ -71,7 +76,7 @@ def read(runs: Sequence[Path], title: str | None = None) -> Report:
 
 
 def build(runs: Sequence[Path], output: Path, title: str | None = None) -> ReportPaths:
-    """Compare runs: write ``report.html`` and ``report.md`` into ``output``.
+    """Compare runs: write ``report.html``, ``.md``, ``.csv`` and ``.tex`` into ``output``.
 
     Args:
         runs: run folders, or folders that hold run folders.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,6 @@ from markupsafe import Markup
 
 from dftune.evaluate.classify import CATEGORIES
 from dftune.report.charts import (
-    Curve,
     Line,
     Part,
     Span,
@@ -23,13 +21,16 @@ from dftune.report.charts import (
     stacked_bars,
     swatch,
 )
-from dftune.report.conditions import Column, Condition, column_of
-from dftune.report.load import Row
+from dftune.report.conditions import Column, Condition
+from dftune.report.curves import accuracy_curves, line_of, metric_curves
+from dftune.report.sensitivity import sensitivity_charts
 from dftune.report.tables import ResultTable
 from dftune.report.wording import interval, one_line, percent
 
 Legend = tuple[tuple[Markup, str], ...]
 
+MOST_BANDS = 5
+"""More bands over one another hide what they are to show."""
 MOST_LEGEND = 45
 """Characters of a legend above a chart; a longer one stands once above its section."""
 MOST_SPAN = 42
@@ -134,11 +135,11 @@ _INSIDE = (
 
 def build_sections(table: ResultTable) -> tuple[Section, ...]:
     """Every chart for which the runs hold data."""
-    scores = [
-        kind(table, column) for kind in (_intervals, _accuracy_curves, _outcomes, _lengths) for column in table.columns
-    ]
+    kinds = (_intervals, _accuracy_curves, _outcomes, _lengths)
+    scores = [kind(table, column) for kind in kinds for column in table.whole_columns]
     found = (
         Section("Scores", tuple(figure for kind in scores for figure in kind)),
+        _with_one_legend(Section("Sensitivity", tuple(_sensitivity(table)))),
         _with_one_legend(Section("Loss", tuple(_curves(table.trained, _LOSSES)))),
         Section("Token probabilities before and after", tuple(_histograms(table.trained))),
         _with_one_legend(Section("Inside the training", tuple(_curves(table.trained, _INSIDE)))),
@@ -155,17 +156,12 @@ def _with_one_legend(section: Section) -> Section:
 
 def _curves(trained: Sequence[Condition], metrics: Sequence[_Metric]) -> Iterator[Figure]:
     for metric in metrics:
-        lines = [line for row in trained if (line := _line(row, metric)) is not None]
+        lines = _readable([line for row in trained if (line := _line(row, metric)) is not None])
         if lines:
             # Training and held-out NLL share their scale, so that the gap between them can be seen.
             same = [other for other in metrics if other.key == metric.key] if len(metrics) > 1 else [metric]
             values = [
-                y
-                for other in same
-                for row in trained
-                if (line := _line(row, other)) is not None
-                for curve in (line.mean, *line.replicates)
-                for _, y in curve
+                y for other in same for row in trained if (line := _line(row, other)) is not None for y in line.values
             ]
             svg = line_chart(
                 lines,
@@ -179,29 +175,13 @@ def _curves(trained: Sequence[Condition], metrics: Sequence[_Metric]) -> Iterato
 
 
 def _line(row: Condition, metric: _Metric) -> Line | None:
-    curves = [
-        curve
-        for run in row.runs
-        if (curve := _curve(run.train if metric.kind == "train" else run.validation, metric.key))
-    ]
-    if not curves:
-        return None
-    few = max(len(curve) for curve in curves) <= 25
-    return Line(row.label, row.style, mean_curve(curves), curves if len(curves) > 1 else (), markers=few)
+    curves = metric_curves(row, metric.kind, metric.key)
+    return line_of(row.label, row.style, curves, markers=max(map(len, curves)) <= 25) if curves else None
 
 
-def _curve(rows: Sequence[Row], key: str) -> Curve:
-    return [(float(row["step"]), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
-
-
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Mean over seeds at each step that all of them have; the first curve where they share none."""
-    by_step: dict[float, list[float]] = defaultdict(list)
-    for curve in curves:
-        for x, y in curve:
-            by_step[x].append(y)
-    shared = [(x, math.fsum(ys) / len(ys)) for x, ys in sorted(by_step.items()) if len(ys) == len(curves)]
-    return shared or curves[0]
+def _readable(lines: list[Line]) -> list[Line]:
+    """The lines, without their bands where these would be too many."""
+    return lines if len(lines) <= MOST_BANDS else [replace(line, band=()) for line in lines]
 
 
 def _ends(lines: Sequence[Line]) -> str:
@@ -210,9 +190,10 @@ def _ends(lines: Sequence[Line]) -> str:
 
 def _legend(lines: Sequence[Line]) -> Legend:
     entries = [(swatch(line.style, markers=line.markers), line.label) for line in lines]
-    most = max(len(line.replicates) for line in lines)
-    if most > 1:
+    if any(line.replicates for line in lines):
         entries.append((swatch(0, thin=True), "single seeds"))
+    if any(line.band for line in lines):
+        entries.append((Markup('<span class="key band"></span>'), "from the lowest to the highest seed"))
     return tuple(entries)
 
 
@@ -244,7 +225,8 @@ def _intervals(table: ResultTable, column: Column) -> Iterator[Figure]:
 
 
 def _accuracy_curves(table: ResultTable, column: Column) -> Iterator[Figure]:
-    lines = [line for row in table.trained if (line := _accuracy_line(row, column)) is not None]
+    found = [(row, accuracy_curves(row, column)) for row in table.trained]
+    lines = _readable([line_of(row.label, row.style, curves, markers=True) for row, curves in found if curves])
     if lines:
         title = f"Accuracy over training{_on(table, column)}"
         svg = line_chart(
@@ -259,21 +241,18 @@ def _accuracy_curves(table: ResultTable, column: Column) -> Iterator[Figure]:
         yield Figure(title, svg, caption, _legend(lines))
 
 
-def _accuracy_line(row: Condition, column: Column) -> Line | None:
-    curves: list[Curve] = []
-    for run in row.runs:
-        base = [one.base for one in row.scored.get(column, ()) if one.run is run and one.base is not None]
-        own = [one for one in run.evaluations if column_of(one) == column and one.step > 0]
-        points = [
-            (float(one.step), 100 * math.fsum(one.scores.values()) / len(one.scores))
-            for one in (*base, *own)
-            if one.complete and one.scores
-        ]
-        if len(points) > 2 or (len(points) == 2 and not base):
-            curves.append(points)
-    if not curves:
-        return None
-    return Line(row.label, row.style, mean_curve(curves), curves if len(curves) > 1 else (), markers=True)
+def _sensitivity(table: ResultTable) -> Iterator[Figure]:
+    for chart in sensitivity_charts(table):
+        lines = _readable(list(chart.lines))
+        svg = line_chart(
+            lines,
+            title=chart.title,
+            description=f"{chart.title}: {_ends(lines)}.",
+            x_label=chart.x_label,
+            y_label=chart.y_label,
+            x_scale=log_scale([x for line in lines for x, _ in line.mean]),
+        )
+        yield Figure(chart.title, svg, chart.caption, _legend(lines))
 
 
 def _outcomes(table: ResultTable, column: Column) -> Iterator[Figure]:

@@ -14,7 +14,9 @@ from markupsafe import Markup
 from dftune.evaluate.classify import CATEGORIES
 from dftune.report import wording
 from dftune.report.charts import swatch
+from dftune.report.cost import build_cost
 from dftune.report.figures import build_sections
+from dftune.report.learning import build_learning
 from dftune.report.method import Method
 from dftune.report.published import build_published
 from dftune.report.samples import build_browser
@@ -45,6 +47,8 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             outcomes=CATEGORIES,
             method=method,
             published=build_published(table),
+            learning=build_learning(table),
+            cost=build_cost(table),
             style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hash=script_hash(script),
@@ -67,7 +71,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (wording.percent, wording.signed, wording.interval, wording.p_value, wording.count, wording.plural)
+    filters = (
+        *(wording.percent, wording.signed, wording.interval, wording.p_value, wording.detectable),
+        *(wording.count, wording.plural),
+    )
     environment.filters |= {function.__name__: function for function in filters}
     return environment
 

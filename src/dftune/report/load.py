@@ -19,6 +19,8 @@ from dftune.files import read_json, read_jsonl
 Row = Mapping[str, Any]
 
 _VERDICTS = ("correct", "incorrect", "scored", "ungraded")
+_COLLECTIONS = ("cells", "base", "trials")
+"""Folders inside a study or a sweep that hold its runs."""
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -32,6 +34,7 @@ class Evaluation:
         completions: one row a problem and sample, in the order of the file: those that the protocol looks at.
         num_repeated: lines that stood twice; the last one counts.
         view: the protocol; None for files that list none, whose score is the mean over all samples.
+        without: ids of questions that were taken out, since some run was trained on them.
     """
 
     step: int
@@ -39,6 +42,7 @@ class Evaluation:
     completions: tuple[Row, ...]
     num_repeated: int = 0
     view: Protocol | None = None
+    without: tuple[str, ...] = ()
 
     @property
     def benchmark(self) -> str:
@@ -151,6 +155,8 @@ def inner(mapping: Row, *keys: str) -> Any:
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The run folders that ``paths`` name: each one itself, or the run folders directly inside it.
 
+    Of a study these are its cells and base models, of a sweep its trials.
+
     Raises:
         ValueError: a folder is missing, or is no run and holds none.
     """
@@ -159,15 +165,29 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             what = "a file" if path.is_file() else "missing"
             raise ValueError(f"{path} is {what}; `dftune report` wants run folders, or a folder that holds them.")
-        inside = [path] if _is_run(path) else sorted(child for child in path.iterdir() if _is_run(child))
+        inside = [path] if _is_run(path) else [run for folder in (path, *_inside(path)) for run in _runs_in(folder)]
         if not inside:
             raise ValueError(
-                f"{path} is not a run folder and holds none: no manifest.json in it or one level down. "
+                f"{path} is not a run folder and holds none: no manifest.json in it, one level down, or in "
+                "its cells, base or trials. "
                 "`dftune train` and `dftune evaluate` write such folders."
             )
         found += inside
     unique = {path.resolve(): path for path in found}
     return list(unique.values())
+
+
+def is_collection(path: Path) -> bool:
+    """The folder of a study or a sweep, whose runs lie in folders of their own and which has a page of its own."""
+    return not _is_run(path) and any(_runs_in(folder) for folder in _inside(path))
+
+
+def _inside(path: Path) -> list[Path]:
+    return [path / name for name in _COLLECTIONS if (path / name).is_dir()]
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if _is_run(child))
 
 
 def _is_run(path: Path) -> bool:

@@ -7,10 +7,12 @@ import unicodedata
 from collections.abc import Sequence
 
 from dftune.report.conditions import Column
+from dftune.report.cost import build_cost
+from dftune.report.learning import LearningRow, build_learning
 from dftune.report.method import Method
 from dftune.report.published import Published, build_published
 from dftune.report.tables import Cell, ResultTable
-from dftune.report.wording import count, interval, one_line, p_value, percent, signed
+from dftune.report.wording import count, detectable, interval, one_line, p_value, percent, signed
 
 _DASH = "—"
 
@@ -24,11 +26,16 @@ def render_markdown(title: str, verdict: str, table: ResultTable, notes: Sequenc
         parts.append("\n".join(f"- {plain(note)}" for note in notes))
     for column in table.columns:
         parts.append(f"## {plain(table.name(column))}\n\n{detail_table(table, column)}")
-        if any(table.cell(row, column).diagnosis for row in table.conditions):
+        if not column.without and any(table.cell(row, column).diagnosis for row in table.conditions):
             parts.append(endings_table(table, column))
     published = build_published(table)
     if published.sources:
         parts.append(f"## Published against measured\n\n{published_table(published)}")
+    learning = build_learning(table)
+    if learning:
+        parts.append(f"## Speed of learning\n\n{learning_table(learning)}")
+    if table.trained:
+        parts.append(f"## Cost\n\n{cost_table(table)}")
     if method.runs:
         parts.append(f"## Runs\n\n{_runs(method)}")
     return "\n\n".join(parts) + "\n"
@@ -75,7 +82,8 @@ def detail_table(table: ResultTable, column: Column) -> str:
     references = table.references(column)
     versus = f"against {references[0]}" if len(references) == 1 else "paired difference"
     header = [
-        *("condition", "accuracy %", "95 % interval", versus, "95 % interval", "p", "detectable", "gain over base"),
+        *("condition", "accuracy %", "95 % interval", versus, "95 % interval", "p", "p, Holm", "detectable"),
+        "gain over base",
         *("questions", "seeds", "samples", "ungraded", "truncated"),
     ]
     rows = []
@@ -88,15 +96,16 @@ def detail_table(table: ResultTable, column: Column) -> str:
 def _details(cell: Cell, *, many_references: bool) -> list[str]:
     estimate, gain, versus = cell.estimate, cell.gain, cell.versus
     if estimate is None:
-        return [_score(cell), *[_DASH] * 11]
+        return [_score(cell), *[_DASH] * 12]
     to = f" against {cell.reference}" if many_references and versus else ""
     return [
         percent(estimate.mean),
         interval(estimate.low, estimate.high),
         f"{signed(versus.mean)}{to}" if versus else _DASH,
         interval(versus.low, versus.high) if versus else _DASH,
-        p_value(versus.p_value) if versus else _DASH,
-        percent(versus.detectable) if versus else _DASH,
+        p_value(versus.p) if versus else _DASH,
+        p_value(versus.p_adjusted) if versus and versus.p_adjusted is not None else _DASH,
+        detectable(versus) if versus else _DASH,
         f"{signed(gain.mean)} ({interval(gain.low, gain.high)})" if gain else _DASH,
         count(estimate.num_questions),
         count(estimate.num_seeds),
@@ -131,6 +140,24 @@ def published_table(published: Published) -> str:
     said = [f"{label}: {source}" for label, source in published.sources] + list(published.notes)
     listed = "\n".join(f"- {plain(text)}" for text in said)
     return f"{grid(header, rows)}\n\n{listed}" if rows else listed
+
+
+def learning_table(learning: Sequence[LearningRow]) -> str:
+    """Steps to the final value of the first condition, and the mean over the training."""
+    header = ["condition", "curve", "target", "steps to it", "mean over training"]
+    return grid(header, [[row.condition, row.curve, row.target, row.steps, row.mean] for row in learning])
+
+
+def cost_table(table: ResultTable) -> str:
+    """Tokens, time and memory of every condition."""
+    header = ["condition", "runs", "tokens", "training", "relative speed", "generation", "peak memory"]
+    return grid(
+        header,
+        [
+            [row.condition, row.runs, row.tokens, row.training, row.relative, row.evaluation, row.memory]
+            for row in build_cost(table)
+        ],
+    )
 
 
 def _runs(method: Method) -> str:

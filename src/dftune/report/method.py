@@ -98,7 +98,7 @@ def _facts(table: ResultTable, runs: Sequence[Run]) -> Iterable[tuple[str, tuple
     yield "Training data", _unique(_data(run.manifest.get("data")) for run in trained)
     yield "Decontamination", _unique(_contamination(run.manifest.get("data")) for run in trained)
     yield "Prompt format", _unique(_named(run.manifest.get("prompt_format")) for run in runs)
-    for column in table.columns:
+    for column in table.whole_columns:
         settings = [one.settings for row in table.conditions for one in table.cell(row, column).evaluations]
         yield f"Evaluation on {table.name(column)}", _unique(_evaluation(one) for one in settings)
     yield "Spread between seeds", _unique(_spread(table, column) for column in table.columns)
@@ -245,7 +245,7 @@ def _recipe(run: Run) -> str:
 def _prompts(table: ResultTable) -> tuple[tuple[str, str], ...]:
     """One rendered prompt a benchmark and prompt format, so that a reader sees what the models were given."""
     found: dict[tuple[str, str], str] = {}
-    for column in table.columns:
+    for column in table.whole_columns:
         for row in table.conditions:
             for one in table.cell(row, column).evaluations:
                 key = (table.name(column), str(inner(one.settings, "prompt_format", "name") or "unnamed"))

@@ -89,7 +89,7 @@ def build_browser(table: ResultTable, most_bytes: int = MOST_BYTES) -> Browser:
 def _files(table: ResultTable, rows: Sequence[Condition]) -> list[Column]:
     """One column for each file of completions: several protocols read the same one."""
     first: dict[tuple[str, str, str], Column] = {}
-    for column in table.columns:
+    for column in table.whole_columns:
         names = {one.evaluation.sampling for row in rows for one in row.scored.get(column, ())}
         for name in names or {column.protocol}:
             first.setdefault((column.benchmark, column.fingerprint, name), column)

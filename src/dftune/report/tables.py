@@ -8,6 +8,7 @@ from functools import cached_property
 
 from dftune.evaluate.classify import CATEGORIES, Category
 from dftune.evaluate.diagnose import Diagnosis, diagnose
+from dftune.evaluate.family import correct
 from dftune.evaluate.metrics import (
     Difference,
     Estimate,
@@ -21,6 +22,7 @@ from dftune.evaluate.metrics import (
 )
 from dftune.evaluate.protocols import score_of
 from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
+from dftune.report.flagged import with_clean_views
 from dftune.report.groups import group_runs, name_of_reference, reference_of
 from dftune.report.load import Evaluation, Run
 from dftune.report.wording import count
@@ -162,6 +164,16 @@ class ResultTable:
         """There is a base model to gain over."""
         return any(condition.kind == "base" for condition in self.conditions)
 
+    @property
+    def whole_columns(self) -> tuple[Column, ...]:
+        """The columns without those that leave out flagged questions of another."""
+        return tuple(column for column in self.columns if not column.without)
+
+    @property
+    def num_comparisons(self) -> int:
+        """Differences between a condition and its reference: the family that is corrected for."""
+        return sum(cell.versus is not None for cell in self.cells.values())
+
     def cell(self, condition: Condition, column: Column) -> Cell:
         """One cell."""
         return self.cells[condition.label, column]
@@ -178,7 +190,11 @@ class ResultTable:
 
 
 def build_table(runs: Sequence[Run]) -> ResultTable:
-    """Group the runs, find the base, and fill every cell."""
+    """Group the runs, find the base, and fill every cell.
+
+    Differences to references are corrected for their number over the whole table, and so are gains over the base.
+    """
+    runs = with_clean_views(runs)
     groups, notes = group_runs([run for run in runs if run.kind == "train"])
     columns = find_columns(runs)
     rows = find_conditions(groups, [run for run in runs if run.kind != "train"], columns)
@@ -194,7 +210,17 @@ def build_table(runs: Sequence[Run]) -> ResultTable:
             scored[row.label] = _versus(scored[row.label], found[reference.label], name, spreads[column])
         cells |= {(label, column): cell for label, cell in scored.items()}
     references = {row.label: reference.label for row, reference in pairs}
-    return ResultTable(columns, rows, cells, references, notes, spreads)
+    return ResultTable(columns, rows, _corrected(cells), references, notes, spreads)
+
+
+def _corrected(cells: dict[tuple[str, Column], Cell]) -> dict[tuple[str, Column], Cell]:
+    versus = {key: cell.versus for key, cell in cells.items() if cell.versus is not None}
+    gains = {key: cell.gain for key, cell in cells.items() if cell.gain is not None}
+    for key, difference in zip(versus, correct(list(versus.values())), strict=True):
+        cells[key] = replace(cells[key], versus=difference)
+    for key, gain in zip(gains, correct(list(gains.values())), strict=True):
+        cells[key] = replace(cells[key], gain=gain)
+    return cells
 
 
 def _reference(row: Condition, rows: Sequence[Condition]) -> Condition | None:

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 
 from dftune.evaluate.metrics import Difference
 from dftune.report.conditions import Condition
+from dftune.report.flagged import trained_on
 from dftune.report.load import Evaluation, Run, inner
 from dftune.report.tables import Cell, ResultTable
 from dftune.report.wording import count, interval, listed, one_line, percent, plural, signed
 
 FEW_SEEDS = 3
 """With fewer, the spread between seeds is hardly known."""
-MANY_COMPARISONS = 4
-"""With more, chance findings are worth a word."""
 MANY_GAINS = 6
 """More than a paragraph should list; the table has them."""
+MOST_NOISE = 3
+"""More comparisons of a benchmark without a finding are summed up."""
+MOST_NAMES = 6
+"""Runs that a note lists by name."""
 
 Details = tuple[tuple[str, str], ...]
 
@@ -63,29 +66,45 @@ def _sentences(table: ResultTable) -> Iterator[str]:
         of_benchmark = [one for one in compared if one.benchmark == benchmark]
         questions = plural(min(d.num_questions for one in of_benchmark for _, d in one.found), "question")
         of_benchmark.sort(key=lambda one: one.found[0][1].sign == 0)
-        for index, one in enumerate(of_benchmark):
+        quiet = [one for one in of_benchmark if not one.found[0][1].sign]
+        told = of_benchmark if len(quiet) <= MOST_NOISE else [one for one in of_benchmark if one not in quiet]
+        for index, one in enumerate(told):
             where = f"On {benchmark} ({questions})" if index == 0 else f"On {benchmark}" if len(benchmarks) > 1 else ""
             yield _sentence(one, where)
-    differences = [difference for one in compared for _, difference in one.found]
-    noise = [difference for difference in differences if not difference.sign]
-    if noise:
-        yield f"True differences under about {_largest(noise)} points can go unnoticed here."
-    if len(differences) > MANY_COMPARISONS:
-        yield f"These are {len(differences)} comparisons; where nothing differs, one in twenty looks clear by chance."
+        if len(told) < len(of_benchmark):
+            yield _all_noise(f"On {benchmark}{'' if told else f' ({questions})'}", quiet, others=bool(told))
+        noise = [difference for one in of_benchmark for _, difference in one.found if not difference.sign]
+        if noise:
+            yield _too_small(benchmark, noise)
+    if table.num_comparisons > 1:
+        yield f"What is called a difference here holds for all {table.num_comparisons} comparisons together (Holm)."
     if not compared and len([row for row in table.conditions if row.kind != "base"]) > 1:
         yield "No two conditions have complete evaluations on the same questions, so none is compared with another."
 
 
-def _largest(differences: Sequence[Difference]) -> str:
-    return percent(max(difference.detectable for difference in differences))
+def _all_noise(where: str, quiet: Sequence[Comparison], *, others: bool) -> str:
+    """Many comparisons without a finding, in one sentence; the table has each."""
+    means = sorted(difference.mean for one in quiet for _, difference in one.found)
+    which = "all other differences are" if others else "all differences between a condition and its reference are"
+    return f"{where}, {which} within the noise ({signed(means[0])} to {signed(means[-1])} points)."
+
+
+def _too_small(benchmark: str, noise: Sequence[Difference]) -> str:
+    """What the study could not have seen, of the comparison that saw least."""
+    least = max(noise, key=lambda difference: difference.detectable)
+    seeds = "one seed" if least.num_seeds == 1 else plural(least.num_seeds, "seed")
+    sees = f"{benchmark} has {plural(least.num_questions, 'question')}: with {seeds}, "
+    if least.detectable >= 1:
+        return f"{sees}no difference can be told from the noise, however large."
+    return f"{sees}differences under about {percent(least.detectable)} points cannot be told from the noise."
 
 
 def _comparisons(table: ResultTable) -> Iterator[Comparison]:
-    versions = list(dict.fromkeys((column.benchmark, column.fingerprint) for column in table.columns))
+    versions = list(dict.fromkeys((one.benchmark + one.left_out, one.fingerprint) for one in table.columns))
     names = Counter(name for name, _ in versions)
     for version in versions:
         shown = version[0] if names[version[0]] == 1 else f"{version[0]}, version {version[1][:6]}"
-        columns = [column for column in table.columns if (column.benchmark, column.fingerprint) == version]
+        columns = [one for one in table.columns if (one.benchmark + one.left_out, one.fingerprint) == version]
         for row in table.conditions:
             cells = [(column.protocol, table.cell(row, column)) for column in columns]
             found = [(protocol, cell.versus) for protocol, cell in cells if cell.versus is not None]
@@ -234,16 +253,17 @@ def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _trained_on(runs: Sequence[Run]) -> Iterator[str]:
+    seen: dict[str, list[str]] = {}
     for run in runs:
-        found = inner(run.manifest, "data", "contamination", "benchmarks")
-        if inner(run.manifest, "data", "contamination", "action") != "report" or not isinstance(found, Mapping):
-            continue
-        for name, own in found.items():
-            if own["matched"]:
-                yield (
-                    f"{run.name} was trained on {len(own['matched'])} of the {own['rows']} problems of {name}: its "
-                    "score there is partly memory."
-                )
+        for name, ids in trained_on(run).items():
+            rows = inner(run.manifest, "data", "contamination", "benchmarks", name, "rows")
+            seen.setdefault(f"trained on {len(ids)} of the {rows} problems of {name}", []).append(run.name)
+    for what, names in seen.items():
+        were, scores = ("was", "its score there is") if len(names) == 1 else ("were", "their scores there are")
+        shown = (
+            [*names[:MOST_NAMES], plural(len(names) - MOST_NAMES, "other run")] if len(names) > MOST_NAMES else names
+        )
+        yield f"{listed(shown)} {were} {what}: {scores} partly memory."
 
 
 def _formats(table: ResultTable) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from dftune.evaluate.metrics import Difference
+
 MINUS = "\N{MINUS SIGN}"
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 """Unicode categories that do something to a screen rather than show something on it."""
@@ -51,6 +53,11 @@ def signed(share: float) -> str:
 def interval(low: float, high: float) -> str:
     """Both ends in per cent or points."""
     return f"{percent(low)} to {percent(high)}"
+
+
+def detectable(difference: Difference) -> str:
+    """The smallest difference that is found reliably; a dash where none can be, for want of seeds or questions."""
+    return percent(difference.detectable) if difference.detectable < 1 else "—"
 
 
 def p_value(value: float) -> str:
