@@ -55,7 +55,7 @@ class LoraConfig(Config):
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which layers: all linear ones but the head, or a list of names such as [q_proj, v_proj]."""
     quantize: Literal["nf4"] | None = None
-    """nf4 holds the base's linear layers in 4 bits (QLoRA): CUDA and bitsandbytes; null keeps the compute's precision."""
+    """nf4 holds the base's linear layers in 4 bits (QLoRA; CUDA and bitsandbytes); null: the compute's precision."""
 
     @field_validator("target_modules", mode="before")
     @classmethod

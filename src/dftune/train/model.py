@@ -16,6 +16,7 @@ from dftune.data.hub import from_pretrained
 from dftune.ops import attention
 from dftune.train.config import ModelConfig, ScorerConfig, ScratchConfig
 from dftune.train.lora import Adapter
+from dftune.train.recompute import recompute
 from dftune.train.score import Scorer
 
 
@@ -145,10 +146,7 @@ def load_model(
             f"the tokenizer has {len(tokenizer)} tokens and the model only "
             f"{model.get_input_embeddings().weight.shape[0]} embeddings. Use the model's own tokenizer."
         )
-    if config.gradient_checkpointing:
-        # renamed in transformers 5.x; the old name goes with version 6
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    recompute(model, config.gradient_checkpointing)
     return model
 
 

@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.name == "adamw_8bit":
         require_bitsandbytes("optimizer.name=adamw_8bit", "optimizer.name=adamw")
-        import bitsandbytes  # noqa: PLC0415  (optional)
+        import bitsandbytes  # type: ignore[import-not-found]  # noqa: PLC0415  (optional)
 
         eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **settings)
         return eight_bit

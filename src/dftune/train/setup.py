@@ -21,6 +21,7 @@ from dftune.ops.token_logps import choose_route
 from dftune.recipe import Recipe
 from dftune.train.lora import Adapter
 from dftune.train.model import ScoredModel, load_model
+from dftune.train.recompute import compile_blocks
 from dftune.train.world import ALONE, World
 
 
@@ -106,6 +107,8 @@ def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device, world: Wo
     dtype = torch.float32 if lora is None else precision
     model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=dtype, empty=not world.main)
     adapter = None if lora is None else Adapter(model, lora, seed=recipe.seed)
+    if recipe.model.compile:
+        compile_blocks(model)
     return ScoredModel(model, precision, adapter, recipe.scorer)
 
 
