@@ -9,12 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dftune.data.batches import micro_batches
 from dftune.objectives import get_objective
-from dftune.train.config import LoraConfig, ModelConfig, OptimizerConfig
+from dftune.train.config import LoraConfig, ModelConfig
 from dftune.train.lora import Adapter
 from dftune.train.model import ScoredModel
-from dftune.train.optim import make_optimizer
-from dftune.train.recompute import blocks, compile_blocks, recompute
-from dftune.train.step import accumulate_gradient, train_step
+from dftune.train.recompute import compile_blocks, recompute
+from dftune.train.step import accumulate_gradient
 
 BATCHES = micro_batches(make_examples(8), max_tokens=60)
 
