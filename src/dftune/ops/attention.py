@@ -31,7 +31,8 @@ def register() -> str:
 @cache
 def _uncompiled() -> Any:
     """The attention, left as it is inside compiled blocks: documents begin elsewhere in every batch."""
-    return torch.compiler.disable(document_attention)
+    disable: Any = torch.compiler.disable
+    return disable(document_attention)
 
 
 def document_attention(
