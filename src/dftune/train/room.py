@@ -144,6 +144,8 @@ def _changes(shape: Shape, setting: Setting) -> Iterator[tuple[str, Shape, Setti
             yield f"model.gradient_checkpointing={kind}", shape, replace(setting, gradient_checkpointing=kind)
     elif setting.gradient_checkpointing == "selective":
         yield "model.gradient_checkpointing=full", shape, replace(setting, gradient_checkpointing="full")
+    if setting.background_checkpoints:
+        yield "train.background_checkpoints=false", shape, replace(setting, background_checkpoints=False)
     if setting.ranks > 1 and setting.strategy != "fsdp":
         yield "distributed.strategy=fsdp", shape, replace(setting, strategy="fsdp")
     if setting.strategy == "fsdp":
