@@ -36,7 +36,7 @@ def test_the_head_is_measured_and_what_cannot_run_here_is_left_out_with_the_reas
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("script", ["token_logps.py", "train_step.py"])
+@pytest.mark.parametrize("script", ["token_logps.py", "train_step.py", "scaling.py"])
 def test_without_a_gpu_the_gpu_s_shapes_are_refused(script):
     done = run(script, "--device", "cuda")
     assert done.returncode == 2

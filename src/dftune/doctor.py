@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 import sys
@@ -13,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from dftune.environment import available_cores, code_version
+from dftune.environment import available_cores, code_version, host_memory
 
 Status = Literal["ok", "note", "missing", "wrong"]
 """``missing`` and ``wrong`` stand for a required part; what is optional is ``note`` at worst."""
@@ -151,30 +150,10 @@ def _torch() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    total, free = _memory()
+    total, free = host_memory()
     if total is not None:
         available = f"{free / _GIB:.1f} of " if free is not None else ""
         yield Check("machine", "memory", f"{available}{total / _GIB:.1f} GiB" + (" available" if available else ""))
     disk = shutil.disk_usage(Path.cwd())
     yield Check("machine", "disk here", f"{disk.free / _GIB:.1f} of {disk.total / _GIB:.1f} GiB free")
     yield Check("machine", "system", platform.platform())
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Total and available memory in bytes, control groups counted."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-        total, free = sizes["MemTotal"], sizes["MemAvailable"]
-    except (OSError, KeyError, ValueError):
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
-        except (OSError, ValueError, AttributeError):
-            return None, None
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text(encoding="utf-8"))
-        used = int((group / "memory.current").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no control group, or no limit ("max")
-        return total, free
-    return min(total, limit), min(free, max(0, limit - used))

@@ -187,3 +187,23 @@ def model_fingerprint(folder: Path) -> str:
         )
     config = {key: value for key, value in read_json(folder / "config.json").items() if key not in NOT_THE_MODEL}
     return fingerprint(config, {file.name: sha256_file(file) for file in weights})
+
+
+def host_memory() -> tuple[int | None, int | None]:
+    """Total and available memory in bytes, control groups counted."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+        total, free = sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, KeyError, ValueError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), None
+        except (OSError, ValueError, AttributeError):
+            return None, None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text(encoding="utf-8"))
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no control group, or no limit ("max")
+        return total, free
+    return min(total, limit), min(free, max(0, limit - used))

@@ -21,6 +21,7 @@ from dftune.train.lora import Adapter
 from dftune.train.metrics import token_metrics, validate
 from dftune.train.model import ScoredModel, frozen_copy
 from dftune.train.optim import make_optimizer
+from dftune.train.recompute import compile_blocks, recompute
 from dftune.train.shards import whole
 from dftune.train.step import Pass, train_step
 from dftune.train.supply import Supply
@@ -43,7 +44,8 @@ class Case:
     rank: int | None = None  # of an adapter
     precision: torch.dtype = torch.float32
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    checkpointing: bool = False
+    checkpointing: str = "none"
+    compiled: bool = False
     num_steps: int = NUM_STEPS
     num_examples: int = 12
 
@@ -63,14 +65,15 @@ def examples_of(case: Case) -> list[Example]:
 
 def build(case: Case) -> ScoredModel:
     model = make_model(case.architecture)
-    if case.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(model, case.checkpointing)
     adapter = None
     if case.rank is not None:
         adapter = Adapter(model, LoraConfig(rank=case.rank), seed=0)
         generator = torch.Generator().manual_seed(1)
         for value in adapter.weights().values():
             value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    if case.compiled:
+        compile_blocks(model)
     return ScoredModel(model, case.precision, adapter)
 
 

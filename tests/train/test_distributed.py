@@ -57,10 +57,11 @@ OTHER_CASES = {
             "a rank without an example, one batch": Case("talr", num_examples=1),
             "a rank without an example, two models": Case("asft", num_examples=1),
             "an odd number of passes, one batch": Case("talr", num_examples=5, split=ONE_EACH),
-            "activations recomputed": Case("eaft", checkpointing=True),
+            "activations recomputed": Case("eaft", checkpointing="full"),
+            "activations recomputed selectively": Case("eaft", checkpointing="selective"),
             "an adapter": Case("dynamic_ft", rank=4, route="frozen_head"),
             "an adapter against its base": Case("asft", rank=4),
-            "an adapter, one batch, activations recomputed": Case("talr", rank=4, checkpointing=True),
+            "an adapter, one batch, activations recomputed": Case("talr", rank=4, checkpointing="full"),
         }.items()
     },
     **{

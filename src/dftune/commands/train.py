@@ -92,9 +92,13 @@ def _train(args: argparse.Namespace, recipe: Recipe) -> int:
     from dftune.train.beside import Beside  # noqa: PLC0415
     from dftune.train.distributed import joined  # noqa: PLC0415
     from dftune.train.loop import train  # noqa: PLC0415
+    from dftune.train.room import memory_lines  # noqa: PLC0415
 
     beside = Beside(recipe)
     with joined(recipe) as world:
+        for line in world.from_main(lambda: list(memory_lines(recipe, world.size))):
+            if world.main:
+                print(line)
         world.from_main(lambda: prepared(recipe) is not None)  # the others find it prepared
         again = {"resume": args.resume, "overwrite": args.overwrite}
         folder = train(recipe, prepared(recipe), **again, world=world, beside=beside)

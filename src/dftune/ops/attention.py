@@ -24,8 +24,15 @@ def register() -> str:
     """Make the attention known to transformers and return its name. Without a mask function it is given no mask."""
     from transformers import AttentionInterface  # noqa: PLC0415  (1 s to import)
 
-    AttentionInterface.register(IMPLEMENTATION, document_attention)
+    AttentionInterface.register(IMPLEMENTATION, _uncompiled())
     return IMPLEMENTATION
+
+
+@cache
+def _uncompiled() -> Any:
+    """The attention, left as it is inside compiled blocks: documents begin elsewhere in every batch."""
+    disable: Any = torch.compiler.disable
+    return disable(document_attention)
 
 
 def document_attention(

@@ -54,6 +54,8 @@ class LoraConfig(Config):
     """Share of the adapter's inputs that are dropped in training."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which layers: all linear ones but the head, or a list of names such as [q_proj, v_proj]."""
+    quantize: Literal["nf4"] | None = None
+    """nf4 holds the base's linear layers in 4 bits (QLoRA; CUDA and bitsandbytes); null: the compute's precision."""
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -75,10 +77,18 @@ class ModelConfig(Config):
     """Folder or id of the tokenizer, where it is not the model's own."""
     scratch: ScratchConfig | None = None
     """Train a new model instead of a checkpoint."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Literal["none", "full", "selective"] = "none"
+    """full (true): keep a block's input alone and run the block again in the backward pass, about a third more time.
+    selective: keep what matrix products and attention gave as well, and make the rest again. none (false)."""
+    compile: bool = False
+    """torch.compile each transformer block: slow first steps, then faster ones. Attention itself is not compiled."""
     lora: LoraConfig | None = None
     """Train a low-rank adapter and leave the model's own weights as they are; null trains all weights."""
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _from_switch(cls, value: object) -> object:
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _one_origin(self) -> ModelConfig:
@@ -117,8 +127,11 @@ class ObjectiveConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    name: Literal["adamw", "adamw_fused", "adamw_8bit", "sgd"] = "adamw"
+    """adamw: fused on CUDA. adamw_fused: fused on the CPU too. adamw_8bit: moments in 8 bits (CUDA and bitsandbytes; it
+    saves no checkpoints). sgd: no momentum and no state."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate. Objectives differ in the scale of their gradients: tune it for each."""
     betas: tuple[Share, Share] = (0.9, 0.95)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from dftune.files import fingerprint
 from dftune.recipe import Recipe
 from dftune.train.config import DistributedConfig
+from dftune.train.memory import is_large
 from dftune.train.model import ScoredModel
 from dftune.train.setup import device_of
 from dftune.train.shards import make_mesh, shard, start_from_main
@@ -21,7 +22,6 @@ from dftune.train.world import ALONE, PATIENCE, World, give_way
 
 Strategy = Literal["none", "ddp", "fsdp"]
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_BYTES_A_PARAMETER, _SHARE_OF_DEVICE = 16, 0.4
 _LOST = ("closed by peer", "reset by peer", "gloo", "Timed out", "timed out", "Broken pipe")
 
 
@@ -142,8 +142,7 @@ def strategy_of(config: DistributedConfig, world: World, scored: ScoredModel, de
 def _is_large(scored: ScoredModel, device: torch.device) -> bool:
     trained = sum(parameter.numel() for parameter in scored.parameters() if parameter.requires_grad)
     frozen = sum(parameter.nbytes for parameter in scored.parameters() if not parameter.requires_grad)
-    room = _SHARE_OF_DEVICE * torch.cuda.get_device_properties(device).total_memory
-    return _BYTES_A_PARAMETER * trained + frozen > room
+    return is_large(trained, frozen, torch.cuda.get_device_properties(device).total_memory)
 
 
 def spread(

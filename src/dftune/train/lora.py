@@ -140,17 +140,18 @@ class Adapter:
         model = self._model
         deltas = self._deltas()
         state: dict[str, Tensor] = {}
+        packed = _packed(model)
         for key, value in model.state_dict().items():
-            if key in self._names:
-                continue
-            name, tensor = _plain(key), value.detach()
+            if key in self._names or key.startswith(tuple(f"{name}." for name in packed)):
+                continue  # of an adapter, or how a 4-bit weight is to be read
+            name, tensor = _plain(key), packed[key]() if key in packed else value.detach()
             if tensor.is_floating_point():
                 tensor = tensor.float()
             if name in deltas:
                 tensor = tensor + deltas.pop(name)().to(tensor.device)
             state[name] = tensor.cpu()
         with torch.device("meta"):
-            plain = type(model)(copy.deepcopy(model.config))
+            plain = type(model)(_unpacked(model.config))
         plain.load_state_dict(state, assign=True)
         plain.tie_weights()
         plain.generation_config = model.generation_config
@@ -168,6 +169,29 @@ class Adapter:
             for name, module in self._model.named_modules()
             if isinstance(module, LoraLayer)
         }
+
+
+def _packed(model: Any) -> dict[str, Any]:
+    """What gives each 4-bit weight as numbers again, by its name; one at a time is in memory."""
+
+    def reader(weight: Any) -> Any:
+        from bitsandbytes.functional import dequantize_4bit  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        return lambda: dequantize_4bit(weight.data, weight.quant_state)
+
+    return {
+        name: reader(value)
+        for name, value in model.named_parameters()
+        if getattr(value, "quant_state", None) is not None
+    }
+
+
+def _unpacked(config: Any) -> Any:
+    """The configuration of the same model with ordinary weights."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def _plain(name: str) -> str:

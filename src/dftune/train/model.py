@@ -16,6 +16,8 @@ from dftune.data.hub import from_pretrained
 from dftune.ops import attention
 from dftune.train.config import ModelConfig, ScorerConfig, ScratchConfig
 from dftune.train.lora import Adapter
+from dftune.train.optim import require_bitsandbytes
+from dftune.train.recompute import recompute
 from dftune.train.score import Scorer
 
 
@@ -131,6 +133,7 @@ def load_model(
         model.eval()
     else:
         assert config.path is not None
+        quantized = {} if config.lora is None or config.lora.quantize is None else four_bits(dtype)
         model = from_pretrained(
             AutoModelForCausalLM,
             config.path,
@@ -139,17 +142,33 @@ def load_model(
             dtype=dtype,
             attn_implementation=implementation,
             use_safetensors=True,
+            **quantized,
         )
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and the model only "
             f"{model.get_input_embeddings().weight.shape[0]} embeddings. Use the model's own tokenizer."
         )
-    if config.gradient_checkpointing:
-        # renamed in transformers 5.x; the old name goes with version 6
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    recompute(model, config.gradient_checkpointing)
     return model
+
+
+def four_bits(dtype: torch.dtype) -> dict[str, Any]:
+    """Options of ``from_pretrained`` that hold the linear layers of the body in NF4, scales quantized too (QLoRA).
+
+    Args:
+        dtype: of the compute, and of what is not quantized.
+
+    Raises:
+        ValueError: bitsandbytes is missing.
+    """
+    require_bitsandbytes("model.lora.quantize=nf4", "model.lora.quantize=null")
+    from transformers import BitsAndBytesConfig  # noqa: PLC0415
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": settings, "device_map": {"": "cuda" if torch.cuda.is_available() else "cpu"}}
 
 
 def _new_model(config: ScratchConfig, tokenizer: Any, implementation: str) -> Any:

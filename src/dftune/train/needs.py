@@ -15,7 +15,7 @@ from dftune.objectives import LossSum, Objective, TokenBatch, get_objective
 from dftune.objectives.state import LogEstimates
 from dftune.recipe import Recipe
 from dftune.train.config import TrainConfig
-from dftune.train.setup import check_scorer
+from dftune.train.setup import check_options, check_scorer
 from dftune.train.tokens import DIFFERENTIABLE, cut
 from dftune.watch.check import check_watch
 
@@ -32,6 +32,7 @@ def check_recipe(recipe: Recipe) -> None:
     objective = get_objective(recipe.objective.name, **recipe.objective.options)
     check_objective(objective, recipe.train, grouped=recipe.data.columns.negatives is not None)
     check_scorer(recipe, objective)
+    check_options(recipe)
     check_watch(recipe)
 
 

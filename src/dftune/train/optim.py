@@ -1,7 +1,8 @@
-"""AdamW and the learning rate as a function of the step."""
+"""The optimizer and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from typing import Any
 
@@ -11,15 +12,46 @@ from torch import nn
 from dftune.train.config import OptimizerConfig
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only: norms, biases and other vectors are not decayed."""
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer, with weight decay on matrices only: norms, biases and other vectors are not decayed.
+
+    sgd has no momentum, and its decay is decoupled as AdamW's is: without momentum both are the same.
+
+    Raises:
+        ValueError: bitsandbytes is asked for and missing.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    device = trained[0].device.type
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device == "cuda")
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr)
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if config.name == "adamw_8bit":
+        require_bitsandbytes("optimizer.name=adamw_8bit", "optimizer.name=adamw")
+        import bitsandbytes  # type: ignore[import-not-found]  # noqa: PLC0415  (optional)
+
+        eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **settings)
+        return eight_bit
+    fused = config.name == "adamw_fused" or trained[0].device.type == "cuda"
+    return torch.optim.AdamW(groups, **settings, fused=fused)
+
+
+def require_bitsandbytes(what: str, instead: str) -> None:
+    """Refuse to start without bitsandbytes.
+
+    Args:
+        what: the setting that needs it.
+        instead: one that does not.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"{what} needs bitsandbytes, which is not installed: pip install bitsandbytes. Or set {instead}."
+        )
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:

@@ -1,4 +1,4 @@
-"""What a recipe would do, told from what lies on the disk: no network, no model."""
+"""What a recipe would do, told from what lies on the disk: no network, no weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from dftune.evaluate.protocols import get_protocol
 from dftune.files import read_json
 from dftune.objectives import get_objective
 from dftune.recipe import Recipe
-
-BYTES_A_PARAMETER = 16
-"""Weight, gradient and the two moments of AdamW, each in float32."""
+from dftune.train.memory import STATE_BYTES
+from dftune.train.room import memory_lines
 
 _BILLIONS = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*([bBmM])(?![a-zA-Z])")
 _MAX_HEADER = 100_000_000
@@ -36,20 +35,23 @@ def _model(recipe: Recipe) -> Iterator[str]:
     config = recipe.model
     if config.scratch is not None:
         yield "model: new, with random weights"
+        yield from memory_lines(recipe, recipe.distributed.world_size or 1, strict=False)
         return
     assert config.path is not None
     count, how = num_parameters(config.path)
     yield f"model: {config.path}" + (f", {_amount(count)} parameters {how}" if count else "")
-    if not count:
+    exact = list(memory_lines(recipe, recipe.distributed.world_size or 1, offline=True, strict=False))
+    yield from exact
+    if exact or not count:
         return
     if config.lora is not None:
         size = 2 if recipe.train.precision == "bf16" else 4
         yield f"memory: {_gib(size * count)} for frozen weights of {8 * size} bits; adapter and activations on top"
         return
     ranks = recipe.distributed.world_size
-    share = f", {_gib(BYTES_A_PARAMETER * count / ranks)} in each of {ranks} processes with fsdp" if ranks else ""
+    share = f", {_gib(STATE_BYTES * count / ranks)} in each of {ranks} processes with fsdp" if ranks else ""
     yield (
-        f"memory: {_gib(BYTES_A_PARAMETER * count)} for weights, gradients and AdamW in float32{share}; activations of "
+        f"memory: {_gib(STATE_BYTES * count)} for weights, gradients and AdamW in float32{share}; activations of "
         f"{recipe.train.micro_batch_tokens:,} tokens on top"
     )
 

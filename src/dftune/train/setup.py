@@ -21,6 +21,8 @@ from dftune.ops.token_logps import choose_route
 from dftune.recipe import Recipe
 from dftune.train.lora import Adapter
 from dftune.train.model import ScoredModel, load_model
+from dftune.train.optim import require_bitsandbytes
+from dftune.train.recompute import compile_blocks
 from dftune.train.world import ALONE, World
 
 
@@ -97,6 +99,36 @@ def check_scorer(recipe: Recipe, objective: Objective) -> None:
         raise ValueError(f"scorer.route is {config.route}: {'; '.join(found)}. Use scorer.route=auto.")
 
 
+def check_options(recipe: Recipe) -> None:
+    """Refuse options of packages or devices that are not there, and those that cannot be combined.
+
+    Raises:
+        ValueError: says why, and what to do.
+    """
+    cuda = device_of(recipe.train.device).type == "cuda"
+    sharded = recipe.distributed.strategy == "fsdp"
+    if recipe.optimizer.name == "adamw_8bit":
+        what, instead = "optimizer.name=adamw_8bit", "optimizer.name=adamw"
+        if not cuda:
+            raise ValueError(f"{what} runs on CUDA, and this run is on the CPU. Set {instead}.")
+        if recipe.train.checkpoint_every is not None:
+            raise ValueError(
+                f"{what}: its state cannot be saved, and train.checkpoint_every asks for checkpoints. Set {instead}, "
+                "or leave train.checkpoint_every out; a killed run then starts anew."
+            )
+        if sharded:
+            raise ValueError(f"{what} cannot be sharded, and distributed.strategy is fsdp. Set {instead}.")
+        require_bitsandbytes(what, instead)
+    lora = recipe.model.lora
+    if lora is not None and lora.quantize is not None:
+        what, instead = "model.lora.quantize=nf4", "model.lora.quantize=null"
+        if not cuda:
+            raise ValueError(f"{what} runs on CUDA, and this run is on the CPU. Set {instead}.")
+        if recipe.distributed.strategy != "auto" or os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(f"{what} trains in a single process. Start one, or set {instead}.")
+        require_bitsandbytes(what, instead)
+
+
 def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device, world: World = ALONE) -> ScoredModel:
     """The recipe's model, in CPU memory, with an adapter where only that is trained. Rank 0 alone reads its weights.
 
@@ -106,6 +138,8 @@ def scored_model(recipe: Recipe, tokenizer: Any, device: torch.device, world: Wo
     dtype = torch.float32 if lora is None else precision
     model = load_model(recipe.model, tokenizer, seed=recipe.seed, dtype=dtype, empty=not world.main)
     adapter = None if lora is None else Adapter(model, lora, seed=recipe.seed)
+    if recipe.model.compile:
+        compile_blocks(model)
     return ScoredModel(model, precision, adapter, recipe.scorer)
 
 

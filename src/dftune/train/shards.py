@@ -17,6 +17,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from dftune.train.config import DistributedConfig
 from dftune.train.model import ScoredModel
+from dftune.train.recompute import blocks
 from dftune.train.world import World
 
 _BUCKET_BYTES = 64 * 2**20
@@ -55,7 +56,7 @@ def shard(scored: ScoredModel, mesh: DeviceMesh, config: DistributedConfig, *, t
         if config.cpu_offload
         else OffloadPolicy(),
     }
-    for block in blocks(scored.model):
+    for block in blocks(scored.model, "distributed.strategy=ddp"):
         fully_shard(block, reshard_after_forward=config.reshard_after_forward, **settings)
     fully_shard(scored, reshard_after_forward=False, **settings)
     for module in _sharded_modules(scored):
@@ -65,22 +66,6 @@ def shard(scored: ScoredModel, mesh: DeviceMesh, config: DistributedConfig, *, t
             module.set_reduce_scatter_unused_params(True)
     scored.keep_whole = not trained
     scored.register_forward_hook(_give_back)
-
-
-def blocks(model: Any) -> list[nn.Module]:
-    """The transformer blocks of a causal language model.
-
-    Raises:
-        ValueError: it does not name them.
-    """
-    names = set(model._no_split_modules or ())
-    found = [module for module in model.modules() if type(module).__name__ in names]
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} does not say which of its modules are blocks, so it cannot be sharded. "
-            "Set distributed.strategy=ddp."
-        )
-    return found
 
 
 def _give_back(scored: ScoredModel, inputs: Any, output: Any) -> None:
