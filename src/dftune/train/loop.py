@@ -334,9 +334,12 @@ class _Run:
     def _stop_if_asked(self) -> None:
         asked = self.request.over(self.world)
         if asked is not None:
+            where = f"after step {self.counters.step} of {self.schedule.num_steps}"
+            if self.recipe.optimizer.name == "adamw_8bit":
+                raise Stopped(asked, f"{where}; nothing is saved, since the moments of adamw_8bit cannot be")
             self._save_checkpoint()
             self.saver.finish()
-            raise Stopped(asked, f"after step {self.counters.step} of {self.schedule.num_steps}, which is saved")
+            raise Stopped(asked, f"{where}, which is saved")
 
     def _export(self) -> None:
         adapter_path = self.folder.path / "adapter"
