@@ -61,6 +61,20 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str
     return values, str(path), problems
 
 
+def read_with(section: str, path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str, list[str]]:
+    """What `read` gives, of a recipe that must have one more section than those for training.
+
+    Raises:
+        RecipeError: the section is missing.
+        FileNotFoundError: no such file.
+    """
+    values, where, problems = read(path, overrides)
+    if section not in values:
+        problems.append(f"{section}: required, but not given; a recipe without it is trained by `dftune train`")
+        raise RecipeError(where, problems)
+    return values, where, problems
+
+
 def find_recipe(path: Path) -> Path:
     """The recipe's file: ``path`` itself, or with ``.yaml`` added, or the one of that name that dftune ships."""
     shipped = Path(__file__).parent / "recipes"

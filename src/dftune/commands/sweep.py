@@ -76,17 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from dftune.study.status import follow  # noqa: PLC0415
+    from dftune.study.status import show  # noqa: PLC0415
     from dftune.sweep.status import status  # noqa: PLC0415
 
-    if len(args.overrides) != 1:
-        raise ValueError("which sweep? `dftune sweep status FOLDER`.")
-    folder = Path(args.overrides[0])
-    if args.once or not sys.stdout.isatty():
-        print(status(folder)[0])
-    else:
-        follow(lambda: status(folder))
-    return 0
+    return show(status, args.overrides, "sweep", once=args.once)
 
 
 def _keys() -> int:

@@ -85,13 +85,8 @@ def evaluate(
         "model": model_path,
         "model_fingerprint": identity,
         "step": step,
-        "prompt_format": _named(prompt_format),
         "trained_prompt_format": trained and {key: trained[key] for key in ("name", "fingerprint")},
-        "grader": GRADER_VERSION,
-        "engine": "server" if config.server else "local",
-        "precision": None if config.server else dtype,
-        "by": list(config.by),
-        **({"chat": True} if _by_chat(config) else {}),
+        **_settings(config, prompt_format, dtype),
     }
     check_output(output, files.place, identity)
     folder = output / "evals" / f"step-{step}"
@@ -103,15 +98,25 @@ def evaluate(
     model = {"path": model_path, "fingerprint": identity}
     begin_output(output, model, files.folder, tokenizer, device, prompt_format=_named(prompt_format))
 
-    engine: Engine | None = None
-    load = load or make_engine
-    for job in jobs:
-        if job.missing():
-            engine = engine or load(
-                files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say
-            )
-            job.generate(engine, tokenizer)
+    if any(job.missing() for job in jobs):
+        make = load or make_engine
+        engine = make(files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say)
+        for job in jobs:
+            if job.missing():
+                job.generate(engine, tokenizer)
     return [summary for job in jobs for summary in job.finish(config.by)]
+
+
+def _settings(config: EvaluateConfig, prompt_format: PromptFormat, dtype: str) -> dict[str, Any]:
+    """What decides the completions and verdicts beside model, benchmark and sampling."""
+    return {
+        "prompt_format": _named(prompt_format),
+        "grader": GRADER_VERSION,
+        "engine": "server" if config.server else "local",
+        "precision": None if config.server else dtype,
+        "by": list(config.by),
+        **({"chat": True} if _by_chat(config) else {}),
+    }
 
 
 def evaluate_run(run: Path, config: EvaluateConfig, **options: Any) -> list[EvalSummary]:

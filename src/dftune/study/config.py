@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dftune import config
-from dftune.config import Config, RecipeError
+from dftune.config import Config
 from dftune.files import check_name, write_text
 from dftune.report.groups import flatten
 from dftune.study.select import SelectConfig
@@ -147,10 +147,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyRecipe:
         RecipeError: the study section, or what stands beside it, is not what it must be.
         FileNotFoundError: no such file.
     """
-    values, where, problems = config.read(path, overrides)
-    if "study" not in values:
-        problems.append("study: required, but not given; a recipe without it is trained by `dftune train`")
-        raise RecipeError(where, problems)
+    values, where, problems = config.read_with("study", path, overrides)
     return make_study(values, where, problems)
 
 

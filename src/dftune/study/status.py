@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dftune.evaluate.summary import lay_out
@@ -107,3 +108,28 @@ def follow(status_of: Callable[[], tuple[str, bool]], *, every_s: float = 2.0) -
             time.sleep(every_s)
             text, over = status_of()
             live.update(Text(text), refresh=True)
+
+
+def show(status_of: Callable[[Path], tuple[str, bool]], given: Sequence[str], what: str, *, once: bool) -> int:
+    """The ``status`` verb of studies and of sweeps: print once, or on a terminal follow to the end.
+
+    Args:
+        status_of: gives the text of a folder, and whether it was the last.
+        given: what stands behind the verb: one folder.
+        what: ``study`` or ``sweep``.
+        once: do not follow.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: not exactly one folder was given.
+    """
+    if len(given) != 1:
+        raise ValueError(f"which {what}? `dftune {what} status FOLDER`.")
+    folder = Path(given[0])
+    if once or not sys.stdout.isatty():
+        print(status_of(folder)[0])
+    else:
+        follow(lambda: status_of(folder))
+    return 0

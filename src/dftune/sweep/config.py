@@ -237,8 +237,5 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepRecipe:
         RecipeError: the sweep section, or what stands beside it, is not what it must be.
         FileNotFoundError: no such file.
     """
-    values, where, problems = config.read(path, overrides)
-    if "sweep" not in values:
-        problems.append("sweep: required, but not given; a recipe without it is trained by `dftune train`")
-        raise RecipeError(where, problems)
+    values, where, problems = config.read_with("sweep", path, overrides)
     return config.validate(divided(values, "sweep", problems), SweepRecipe, where, problems)
