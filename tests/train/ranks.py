@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tests.tiny import make_examples, make_model
+from tests.tiny import VOCAB, make_examples, make_model
 from tests.train.full_logits import Table, score
 
 from dftune.data.batches import Example, micro_batches
@@ -97,7 +97,7 @@ def steps(case: Case, world: World = ALONE) -> dict[str, torch.Tensor]:
     supply = supply_of(case, examples, scored)
     own = [supply.reference] if supply.reference is not None and scored.adapter is None else []
     spread([scored, *own], case.strategy, case.distributed, world, CPU)
-    share_sequences([scored, *own], world, vocab_size=50, device=CPU)
+    share_sequences([scored, *own], world, vocab_size=VOCAB, device=CPU)
     # without that eps Adam makes large steps of the rounding noise in gradients that are 0
     optimizer = make_optimizer(scored, OptimizerConfig(lr=1e-2, eps=1e-4))
     how = Pass(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tests.tiny import make_examples
+from tests.tiny import VOCAB, make_examples
 from tests.train.ranks import CPU, Case, build, examples_of, spawn, steps
 
 from dftune.data.batches import micro_batches
@@ -17,7 +17,7 @@ from dftune.objectives import OBJECTIVES, LossSum, get_objective
 from dftune.objectives.entry import Entry, Objective
 from dftune.ops.token_logps import token_logps
 from dftune.train.config import DistributedConfig
-from dftune.train.distributed import check_world, spread
+from dftune.train.distributed import check_world, divided, share_sequences, spread
 from dftune.train.optim import OptimizerConfig, make_optimizer
 from dftune.train.setup import check_joined
 from dftune.train.shards import whole
@@ -198,7 +198,7 @@ def check_ranks(world: World, folder: Path) -> None:
     found = {
         "nan": [nan_stops(world, strategy) for strategy in ("ddp", "fsdp")],
         "outside": scorer_outside_forward(world),
-        "bfloat16": in_bfloat16(world),
+        "bfloat16": [in_bfloat16(world, parts) for parts in (1, 2)],
         "held": shard_sizes(world),
     }
     (folder / f"{world.rank}.json").write_text(json.dumps(found))
@@ -236,15 +236,16 @@ def scorer_outside_forward(world: World) -> str:
     return said
 
 
-def in_bfloat16(world: World) -> dict:
+def in_bfloat16(world: World, parts: int) -> dict:
     """Dtypes of the shards, of what the blocks compute on, and of the gradients; and the first loss."""
     case = Case("dynamic_ft", "fsdp", precision=torch.bfloat16)
-    scored, seen = build(case), []
+    scored, seen, world = build(case), [], divided(world, parts)
     spread([scored], "fsdp", case.distributed, world, CPU)
+    share_sequences([scored], world, vocab_size=VOCAB, device=CPU)
     block = scored.model.model.layers[0]
     block.register_forward_pre_hook(lambda module, _: seen.append(str(module.mlp.up_proj.weight.dtype)))
     optimizer = make_optimizer(scored, OptimizerConfig(lr=1e-2))
-    batches = micro_batches(examples_of(case), max_tokens=70, rank=world.rank, num_ranks=world.size)
+    batches = micro_batches(examples_of(case), max_tokens=70, rank=world.data.rank, num_ranks=world.data.size)
     objective = get_objective("dynamic_ft")
     result = train_step(scored, optimizer, objective, batches, lr=1e-2, max_grad_norm=None, how=Pass(world=world))
     return {
@@ -299,8 +300,7 @@ def test_a_sharded_head_outside_the_root_s_forward_is_refused(checks):
 
 def test_bfloat16_computes_on_copies_of_float32_shards_and_reduces_in_float32(checks):
     expected = steps(Case("dynamic_ft"))
-    for found in checks:
-        row = found["bfloat16"]
+    for row in (row for found in checks for row in found["bfloat16"]):
         assert row["masters"] == row["gradients"] == ["torch.float32"]
         assert row["compute"] == ["torch.bfloat16"]
         assert row["loss"] == pytest.approx(expected["step 0 loss"].item(), rel=0.02)

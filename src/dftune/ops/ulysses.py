@@ -1,4 +1,4 @@
-"""Ulysses sequence parallelism (arXiv 2309.14509): ranks hold parts of every sequence, and swap them for heads to attend.
+"""Ulysses sequence parallelism (arXiv 2309.14509): ranks hold parts of every sequence, swapped for heads to attend.
 
 Outside attention a rank has all heads of its own positions; inside it has its own heads of all positions. Two
 all-to-alls around attention lead from one to the other.

@@ -233,8 +233,8 @@ class DistributedConfig(Config):
     """fsdp: copies of the model, each divided among world_size / replicas processes (hybrid sharding). With one copy a
     machine, weights are gathered within it."""
     sequence_parallel: Count = 1
-    """Processes that share every sequence (Ulysses): each computes its part of the positions, and its share of the heads
-    in attention, so that together they train on sequences of so many times train.micro_batch_tokens."""
+    """Processes that share every sequence (Ulysses): each computes its part of the positions, in attention its share
+    of the heads, so that together they train on sequences of so many times train.micro_batch_tokens."""
     reshard_after_forward: bool = True
     """fsdp: give a block's gathered weights back after its forward and gather them again for its backward. false keeps
     them: less communication, the memory of a whole model in the precision of the compute."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,8 @@ from dftune.recipe import Recipe
 from dftune.train.config import DistributedConfig
 from dftune.train.memory import is_large
 from dftune.train.model import ScoredModel, check_alike, probe, probe_documents
-from dftune.train.setup import device_of
 from dftune.train.sequence import check_heads
+from dftune.train.setup import device_of
 from dftune.train.shards import make_mesh, shard, start_from_main
 from dftune.train.world import ALONE, PATIENCE, World, give_way
 
@@ -113,9 +113,10 @@ def divided(world: World, size: int, timeout: timedelta | None = None) -> World:
     share, part = divmod(world.rank, size)
     rows = [list(range(first, first + size)) for first in range(0, world.size, size)]
     columns = [list(range(first, world.size, size)) for first in range(size)]
-    sequence, _ = dist.new_subgroups_by_enumeration(rows, timeout=timeout)
-    device, _ = dist.new_subgroups_by_enumeration(columns, timeout=timeout)
-    host, _ = dist.new_subgroups_by_enumeration(columns, timeout=timeout, backend="gloo")
+    make_groups: Any = dist.new_subgroups_by_enumeration
+    sequence, _ = make_groups(rows, timeout=timeout)
+    device, _ = make_groups(columns, timeout=timeout)
+    host, _ = make_groups(columns, timeout=timeout, backend="gloo")
     data = World(share, world.size // size, world.local_rank, world.local_size, host, device=device)
     return replace(world, sequence=SequenceGroup(part, size, sequence), of_data=data)
 

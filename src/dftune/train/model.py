@@ -257,8 +257,8 @@ def check_alike(scored: ScoredModel, found: Tensor, expected: Tensor, difference
     allowed = 1e-3 if scored.precision == torch.float32 else 0.25
     if not error <= allowed:
         raise ValueError(
-            f"{type(scored.model).__name__}: {difference} by {error:.2g} (allowed {allowed:g}). {cause} in a way dftune "
-            "does not know, so training it would optimise something else. Please report the architecture."
+            f"{type(scored.model).__name__}: {difference} by {error:.2g} (allowed {allowed:g}). {cause} in a way "
+            "dftune does not know, so training it would optimise something else. Please report the architecture."
         )
 
 

@@ -106,9 +106,9 @@ def check_heads(config: Any, size: int) -> None:
     heads = text.num_attention_heads
     num_repeats(heads, getattr(text, "num_key_value_heads", None) or heads, size)
     rope = getattr(text, "rope_parameters", None) or {}
-    kinds = {each.get("rope_type") for each in (rope, *rope.values()) if isinstance(each, dict)}
+    kinds = {str(each.get("rope_type")) for each in (rope, *rope.values()) if isinstance(each, dict)}
     if found := kinds & _ROPE_OF_LENGTH:
         raise ValueError(
-            f"the model's rotary embedding ({', '.join(found)}) depends on the length of the sequence, of which each of "
-            f"distributed.sequence_parallel = {size} processes sees a part. Set distributed.sequence_parallel=1."
+            f"the model's rotary embedding ({', '.join(found)}) depends on the length of the sequence, of which each "
+            f"of distributed.sequence_parallel = {size} processes sees a part. Set distributed.sequence_parallel=1."
         )
