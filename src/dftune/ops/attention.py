@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dftune.ops.ulysses import SequenceGroup
+
 IMPLEMENTATION = "dftune_documents"
 # Arguments that some models pass and that change the result; silently ignoring one would be another model.
 _UNSUPPORTED = ("s_aux", "position_bias", "sinks")
@@ -49,6 +51,7 @@ def document_attention(
     document_starts: list[int] | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    sequence: SequenceGroup | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal self-attention within each document of a packed row, or within each row of a batch.
@@ -66,6 +69,8 @@ def document_attention(
         document_starts: offsets of the documents in a single packed row, with the row's length at the end.
         cu_seq_lens_q: the same as an int32 tensor on the device, for varlen kernels.
         max_length_q: longest document.
+        sequence: the ranks that share the rows; query, key and value are then of this rank's positions, and lengths
+            and offsets those of the whole.
         kwargs: what else transformers passes along.
 
     Returns:
@@ -77,21 +82,31 @@ def document_attention(
             f"{type(module).__name__} asks for attention that dftune does not compute "
             f"({', '.join(given) or 'a mask or bidirectional attention'}). Use a model with plain causal attention."
         )
-    options: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap}
-    if document_starts is None:
-        return _causal(query, key, value, **options).transpose(1, 2), None
-    if _varlen_applies(query, value, dropout, softcap):
+    if sequence is not None:
+        query, key, value = sequence.to_heads(query, key, value)
+    if document_starts is not None and _varlen_applies(query, value, dropout, softcap):
         left = -1 if sliding_window is None else sliding_window - 1
         q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
         bounds, longest = (cu_seq_lens_q, cu_seq_lens_q), (max_length_q, max_length_q)
         grouped = q.shape[1] != k.shape[1]
         out = _varlen_kernel()(q, k, v, *bounds, *longest, scale=scaling, window_size=(left, 0), enable_gqa=grouped)
-        return out.unsqueeze(0), None
+        attended = out.unsqueeze(0)
+    else:
+        options = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap}
+        attended = _by_document(query, key, value, document_starts, **options).transpose(1, 2)
+    return attended if sequence is None else sequence.to_positions(attended), None
+
+
+def _by_document(
+    query: Tensor, key: Tensor, value: Tensor, document_starts: list[int] | None, **options: Any
+) -> Tensor:
+    if document_starts is None:
+        return _causal(query, key, value, **options)
     documents = []
     for start, end in pairwise(document_starts):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
         documents.append(_causal(q, k, v, **options))
-    return torch.cat(documents, dim=2).transpose(1, 2), None
+    return torch.cat(documents, dim=2)
 
 
 def _causal(
