@@ -304,12 +304,13 @@ def test_a_process_killed_while_several_write_a_checkpoint_leaves_none_and_the_r
     assert done.returncode == 128 + signal.SIGKILL
     assert "Traceback" not in done.stderr
     checkpoints = recipe.output / "checkpoints"
-    assert sorted(entry.name for entry in checkpoints.iterdir()) == [".incomplete-step-4", "step-2"]
+    left = {entry.name for entry in checkpoints.iterdir()}
+    assert left in ({"step-2"}, {"step-2", ".incomplete-step-4"})  # rank 0 may find the time to clean up
     verify(checkpoints / "step-2")
     assert not (checkpoints / ".incomplete-step-4" / "manifest.json").exists()
     asked.unlink()
     again = subprocess.run(command(path, *settings, "--resume"), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count(".incomplete-step-4") == 1
-    assert "resumed from" in again.stdout
+    assert again.stdout.count(".incomplete-step-4") == (".incomplete-step-4" in left)
+    assert f"resumed from {checkpoints / 'step-2'}" in again.stdout
     assert sorted(entry.name for entry in checkpoints.iterdir()) == ["step-2", "step-4", "step-6"]
