@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dftune.data.prepare import prepared
 from dftune.data.prompts import get_format
-from dftune.files import BusyError, read_json
+from dftune.files import BusyError, ends_whole, read_json
 from dftune.run import RunFolder
 from dftune.train.checkpoint import list_checkpoints
 from dftune.train.loop import train
@@ -187,6 +188,35 @@ def test_a_full_disk_stops_with_a_message_and_keeps_the_checkpoint_before(make_r
     again = subprocess.run(command(full_path, "--resume"), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (full.output / "model" / "model.safetensors").is_file()
+
+
+def train_until_full(recipe):
+    """Train until there is room for ten more bytes of events.jsonl."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    def fill(row):
+        if (row["kind"], row["step"]) == ("train", 4):
+            size = (recipe.output / "events.jsonl").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+
+    train(recipe, prepared(recipe), say=lambda line: None, watch=fill)
+
+
+def test_a_disk_that_is_full_for_a_row_of_events_ends_the_run_without_half_a_row(make_recipe):
+    settings = ("train.background_checkpoints=false",)
+    expected = run(make_recipe("unbroken", settings)[0]).path
+    recipe, _ = make_recipe("full", settings)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dftune.train.loop", "transformers.models.qwen2.modeling_qwen2"])
+    process = context.Process(target=train_until_full, args=(recipe,))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert ends_whole(recipe.output / "events.jsonl")
+    assert sorted(rows_of(recipe.output, "train")) == [1, 2, 3, 4]
+    assert not (recipe.output / "model").exists()
+    run(recipe, resume=True)
+    assert_same_run(recipe.output, expected)
 
 
 @pytest.mark.slow
