@@ -199,19 +199,19 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_number(sevens, sums, t
 
 
 def test_a_full_disk_loses_what_it_has_no_room_for_and_the_rest_is_made_when_there_is_some(coins, sums, tmp_path):
-    (whole,) = evaluate(str(coins), [sums], SAMPLE, tmp_path / "whole", step=0)
-    one_at_a_time = SAMPLE.model_copy(update={"batch_size": 1})
+    many = SAMPLE.model_copy(update={"num_samples": 50})  # far more than the manifest holds
+    (whole,) = evaluate(str(coins), [sums], many, tmp_path / "whole", step=0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (whole.completions.stat().st_size // 2, limits[1]))
     try:
         with pytest.raises(OSError, match=r"could not append .*sums\.sample\.jsonl"):
-            evaluate(str(coins), [sums], one_at_a_time, tmp_path / "full", step=0)
+            evaluate(str(coins), [sums], many, tmp_path / "full", step=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     saved = tmp_path / "full/evals/step-0/sums.sample.jsonl"
     kept = read(saved)  # whole lines only
-    assert 5 <= len(kept) < 20
-    (again,) = evaluate(str(coins), [sums], one_at_a_time, tmp_path / "full", step=0)
+    assert 50 < len(kept) < 110
+    (again,) = evaluate(str(coins), [sums], many, tmp_path / "full", step=0)
     assert read(again.completions) == read(whole.completions)
     assert again.accuracy == whole.accuracy
 
