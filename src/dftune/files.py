@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_STATUS = Path("/proc/self/status")
+
+
+class BusyError(ValueError):
+    """Another process is writing the same."""
 
 
 def check_name(name: str, what: str) -> str:
@@ -53,7 +60,11 @@ def sha256_file(path: Path) -> str:
 
 def umask_mode() -> int:
     """The mode a new file should have under the current umask (temporary files are created 0600)."""
-    mask = os.umask(0)
+    with suppress(OSError), _STATUS.open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return 0o666 & ~int(line.split()[1], 8)
+    mask = os.umask(0)  # for a moment other threads make files that all can write, and two here may leave it at 0
     os.umask(mask)
     return 0o666 & ~mask
 
@@ -63,6 +74,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place if the block succeeds, delete it if not.
 
     The file is synced before the rename and its mode follows the umask.
+
+    Raises:
+        OSError: it cannot be written, and names the file; what was there before still is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -74,9 +88,50 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is met in a write, which knows no name
+            error.filename = str(path)
         raise
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock against a second writer, of this process or another. It ends with its process, however that ends.
+
+    Args:
+        path: of the lock's file, which is there as long as somebody holds it, and says who.
+        what: is being written, for the message.
+
+    Raises:
+        BusyError: somebody holds it; names host and process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise BusyError(f"{what} is being written by another process ({file.read().strip()}).") from None
+            if not _is_open_at(file.fileno(), path):  # whoever held it has removed it meanwhile
+                continue
+            file.truncate(0)
+            file.write(f"{socket.gethostname()}, process {os.getpid()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                if _is_open_at(file.fileno(), path):
+                    path.unlink()
+            return
+
+
+def _is_open_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sync(path: Path) -> None:
@@ -125,19 +180,32 @@ def jsonl_line(row: Mapping[str, Any]) -> bytes:
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows with a single write, after dropping what a kill left of a last line. Safe for several processes."""
+    """Append rows with a single write, after dropping what a kill left of a last line. Safe for several processes.
+
+    Raises:
+        OSError: not all rows could be written, as on a full disk; none of them is in the file then.
+    """
     data = b"".join(jsonl_line(row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # what looks like half a line must not be another writer's, in progress
         _drop_partial_line(descriptor, os.fstat(descriptor).st_size)
-        written = os.write(descriptor, data)
-        if written < len(data):
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-            raise OSError(f"{path}: wrote {written} of {len(data)} bytes; the disk is full. Free space and resume.")
+        _write_all(descriptor, data, path)
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes, path: Path) -> None:
+    written, reason, number = 0, "the disk is full", errno.ENOSPC
+    try:
+        written = os.write(descriptor, data)
+    except OSError as error:
+        reason, number = str(error.strerror), error.errno or number
+    if written < len(data):
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+        problem = f"could not append {len(data)} bytes ({reason}). Free some space and resume; nothing else is lost"
+        raise OSError(number, problem, str(path)) from None
 
 
 def _drop_partial_line(descriptor: int, size: int) -> None:
@@ -152,6 +220,15 @@ def _drop_partial_line(descriptor: int, size: int) -> None:
         end = start
     if end < size:
         os.ftruncate(descriptor, end)
+
+
+def ends_whole(path: Path) -> bool:
+    """Whether no kill has left half a line at a file's end."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def read_jsonl(path: Path, *, partial_last_line: bool = False) -> list[dict[str, Any]]:

@@ -7,14 +7,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from dftune import config
 from dftune.events import EVENTS, Tail, ended
-from dftune.files import append_jsonl, write_json, write_text
+from dftune.files import append_jsonl, locked, write_json, write_text
 from dftune.recipe import Recipe
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -58,7 +58,7 @@ class RunFolder:
         if overwrite and self.path.exists():
             if not saved.is_file() and any(entry.name != _LOCK for entry in self.path.iterdir()):
                 raise ValueError(f"{self.path} is not a run of dftune (no recipe.yaml); it will not be deleted.")
-            shutil.rmtree(self.path)
+            self._empty()
         if saved.is_file():
             if not resume:
                 raise ValueError(
@@ -70,6 +70,14 @@ class RunFolder:
             raise ValueError(f"{self.path} is a file; a run needs a folder. Choose another output.")
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(saved, config.dump(recipe))
+
+    def _empty(self) -> None:
+        """Delete all but the lock, which is held."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK:
+                entry.unlink()
 
     def _check_same(self, recipe: Recipe, saved: Path) -> None:
         before = _flatten(config.read_yaml(saved, []))
@@ -103,37 +111,23 @@ class RunFolder:
 
     def is_running(self) -> bool:
         """Whether a process trains here now."""
-        lock = self.path / _LOCK
-        if not lock.is_file():
-            return False
-        host, _, process = lock.read_text(encoding="utf-8").partition(", process ")
-        if host == socket.gethostname() and process.isdecimal() and not _alive(int(process)):
-            return False  # without touching the lock, which another process may be about to take
-        with lock.open() as file:
+        with suppress(FileNotFoundError), (self.path / _LOCK).open(encoding="utf-8") as file:
+            host, _, process = file.read().partition(", process ")
+            if host == socket.gethostname() and process.isdecimal() and not _alive(int(process)):
+                return False  # without touching the lock, which another process may be about to take
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 return True
         return False
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the folder against a second writer.
 
         Raises:
-            ValueError: another process holds it; names its host and process id.
+            BusyError: another process holds it; names its host and process id.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise ValueError(f"{self.path} is being written by another process ({file.read().strip()}).") from None
-            file.truncate(0)
-            file.write(f"{socket.gethostname()}, process {os.getpid()}")
-            file.flush()
-            yield
+        return locked(self.path / _LOCK, str(self.path))
 
 
 def _free(key: str) -> bool:

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dftune.evaluate.config import EvaluateConfig
 from dftune.evaluate.grade import GRADER_VERSION
 from dftune.evaluate.models import num_parameters
 from dftune.evaluate.runner import evaluate, evaluate_run
+from dftune.files import BusyError, locked
 from dftune.report.load import read_run
 
 BOX = r"\boxed{"
@@ -176,6 +178,54 @@ def test_an_evaluation_that_was_cut_off_continues_to_the_same_result(coins, sums
     expected[3].pop("reason")
     assert rows == expected
     assert again.accuracy == whole.accuracy
+
+
+def test_a_last_line_that_a_kill_has_cut_is_warned_of_and_made_again(sevens, sums, tmp_path, capsys):
+    (whole,) = evaluate(str(sevens), [sums], PLAIN, tmp_path / "out", step=0)
+    before = whole.completions.read_bytes()
+    whole.completions.write_bytes(before[:-30])
+    (again,) = evaluate(str(sevens), [sums], PLAIN, tmp_path / "out", step=0)
+    said = capsys.readouterr().err
+    assert said.count("sums.greedy.jsonl was cut off, and does not count; it is made again") == 1
+    assert again.completions.read_bytes() == before
+
+
+def test_a_broken_line_in_the_middle_is_an_error_with_its_number(sevens, sums, tmp_path):
+    (whole,) = evaluate(str(sevens), [sums], PLAIN, tmp_path / "out", step=0)
+    lines = whole.completions.read_bytes().splitlines(keepends=True)
+    whole.completions.write_bytes(lines[0] + lines[1][:40] + b"\n" + lines[2])
+    with pytest.raises(ValueError, match=r"sums\.greedy\.jsonl, line 2: not valid JSON"):
+        evaluate(str(sevens), [sums], PLAIN, tmp_path / "out", step=0)
+
+
+def test_a_full_disk_loses_what_it_has_no_room_for_and_the_rest_is_made_when_there_is_some(coins, sums, tmp_path):
+    many = SAMPLE.model_copy(update={"num_samples": 50})  # far more than the manifest holds
+    (whole,) = evaluate(str(coins), [sums], many, tmp_path / "whole", step=0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.completions.stat().st_size // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not append .*sums\.sample\.jsonl"):
+            evaluate(str(coins), [sums], many, tmp_path / "full", step=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    saved = tmp_path / "full/evals/step-0/sums.sample.jsonl"
+    kept = read(saved)  # whole lines only
+    assert 50 < len(kept) < 110
+    (again,) = evaluate(str(coins), [sums], many, tmp_path / "full", step=0)
+    assert read(again.completions) == read(whole.completions)
+    assert again.accuracy == whole.accuracy
+
+
+def test_two_evaluations_do_not_write_one_file(sevens, sums, tmp_path):
+    files = tmp_path / "out" / "evals" / "step-0"
+    with locked(files / ".sums.greedy.lock", "what another process is at"):
+        with pytest.raises(BusyError, match=rf"sums\.greedy\.jsonl is being written by .* process {os.getpid()}"):
+            evaluate(str(sevens), [sums], PLAIN, tmp_path / "out", step=0)
+        assert [path.name for path in files.iterdir()] == [".sums.greedy.lock"]
+        evaluate(str(sevens), [sums], SAMPLE.model_copy(update={"temperature": 0.5}), tmp_path / "out", step=0)
+    (found,) = evaluate(str(sevens), [sums], PLAIN, tmp_path / "out", step=0)
+    assert len(read(found.completions)) == 4
+    assert not list(files.glob(".*"))
 
 
 def test_a_complete_evaluation_is_summed_up_without_generating(sevens, sums, tmp_path):

@@ -269,3 +269,51 @@ def test_a_killed_process_takes_the_other_with_it_and_leaves_whole_checkpoints_t
     assert len(saved) >= 2
     for checkpoint in saved:
         verify(checkpoint)
+
+
+KILLED_IN_A_SAVE = """
+import os
+import signal
+import sys
+
+from dftune.objectives import LossSum, objective
+
+
+def kill(event, arguments):
+    if event == "os.chmod" and str(arguments[0]).endswith(".incomplete-step-4/optimizer-00002-of-00002.safetensors"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if os.path.exists({asked!r}):
+    sys.addaudithook(kill)
+
+
+@objective(unit="token", separable="token")
+def plain(tokens):
+    return LossSum(-tokens.logps.sum())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_several_write_a_checkpoint_leaves_none_and_the_run_goes_on(make_recipe, tmp_path):
+    file, asked = tmp_path / "killed.py", tmp_path / "asked"
+    file.write_text(KILLED_IN_A_SAVE.format(asked=str(asked)))
+    asked.touch()
+    recipe, path = make_recipe()
+    settings = (f"objective.name={file}:plain", "distributed.strategy=fsdp", "train.checkpoint_every=2")
+    done = subprocess.run(
+        command(path, *settings), capture_output=True, text=True, check=False, timeout=300, start_new_session=True
+    )
+    assert done.returncode == 128 + signal.SIGKILL
+    assert "Traceback" not in done.stderr
+    checkpoints = recipe.output / "checkpoints"
+    left = {entry.name for entry in checkpoints.iterdir()}
+    assert left in ({"step-2"}, {"step-2", ".incomplete-step-4"})  # rank 0 may find the time to clean up
+    verify(checkpoints / "step-2")
+    assert not (checkpoints / ".incomplete-step-4" / "manifest.json").exists()
+    asked.unlink()
+    again = subprocess.run(command(path, *settings, "--resume"), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count(".incomplete-step-4") == (".incomplete-step-4" in left)
+    assert f"resumed from {checkpoints / 'step-2'}" in again.stdout
+    assert sorted(entry.name for entry in checkpoints.iterdir()) == ["step-2", "step-4", "step-6"]

@@ -2,9 +2,11 @@
 
 import json
 import math
+import multiprocessing
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dftune.data.prepare import prepared
 from dftune.data.prompts import get_format
-from dftune.files import read_json
+from dftune.files import BusyError, ends_whole, read_json
+from dftune.run import RunFolder
 from dftune.train.checkpoint import list_checkpoints
 from dftune.train.loop import train
 
@@ -126,6 +129,33 @@ def test_a_folder_that_holds_a_run_is_not_written_over(make_recipe):
     assert rows_of(run(other, overwrite=True).path, "train")[8]["lr"] < 1e-4
 
 
+def test_a_run_that_replaces_another_keeps_its_folder_to_itself(make_recipe):
+    recipe, _ = make_recipe()
+    run(recipe)
+    folder = RunFolder(recipe.output)
+    with folder.lock():
+        folder.start(recipe, resume=False, overwrite=True)
+        assert {path.name for path in recipe.output.iterdir()} == {".lock", "recipe.yaml"}
+        assert folder.is_running()
+        with pytest.raises(BusyError, match=rf"process {os.getpid()}"):
+            run(recipe, resume=True)
+    assert not folder.is_running()
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_every_file_of_a_run_and_its_data_has_the_mode_that_the_umask_gives(make_recipe, tmp_path, umask, file, folder):
+    before = os.umask(umask)
+    try:
+        recipe, _ = make_recipe("group")
+        run(recipe)
+    finally:
+        os.umask(before)
+    entries = [path for top in (recipe.output, tmp_path / "prepared") for path in (top, *top.rglob("*"))]
+    assert len(entries) > 30
+    modes = {str(path): stat.S_IMODE(path.stat().st_mode) for path in entries}
+    assert {path: mode for path, mode in modes.items() if mode != (folder if Path(path).is_dir() else file)} == {}
+
+
 def test_overwrite_does_not_delete_a_folder_that_is_not_a_run(make_recipe):
     recipe, _ = make_recipe()
     recipe.output.mkdir(parents=True)
@@ -152,22 +182,54 @@ def test_a_full_disk_stops_with_a_message_and_keeps_the_checkpoint_before(make_r
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((full.output / "checkpoints").glob("*"))
+    (end,) = rows_of(full.output, "end").values()
+    assert end["status"] == "failed"
+    assert f"could not write {full.output / 'checkpoints' / 'step-3'} (about " in end["message"]
     again = subprocess.run(command(full_path, "--resume"), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (full.output / "model" / "model.safetensors").is_file()
 
 
+def train_until_full(recipe):
+    """Train until there is room for ten more bytes of events.jsonl."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+    def fill(row):
+        if (row["kind"], row["step"]) == ("train", 4):
+            size = (recipe.output / "events.jsonl").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+
+    train(recipe, prepared(recipe), say=lambda line: None, watch=fill)
+
+
+def test_a_disk_that_is_full_for_a_row_of_events_ends_the_run_without_half_a_row(make_recipe):
+    settings = ("train.background_checkpoints=false",)
+    expected = run(make_recipe("unbroken", settings)[0]).path
+    recipe, _ = make_recipe("full", settings)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dftune.train.loop", "transformers.models.qwen2.modeling_qwen2"])
+    process = context.Process(target=train_until_full, args=(recipe,))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert ends_whole(recipe.output / "events.jsonl")
+    assert sorted(rows_of(recipe.output, "train")) == [1, 2, 3, 4]
+    assert not (recipe.output / "model").exists()
+    run(recipe, resume=True)
+    assert_same_run(recipe.output, expected)
+
+
 @pytest.mark.slow
 def test_two_processes_cannot_write_one_run(make_recipe):
-    recipe, path = make_recipe(overrides=("train.steps=200",))
-    first = subprocess.Popen(command(path, "train.steps=200"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    recipe, path = make_recipe(overrides=("train.steps=100000",))
+    first = subprocess.Popen(command(path, "train.steps=100000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while not (recipe.output / "events.jsonl").exists():
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         second = subprocess.run(
-            command(path, "train.steps=200", "--resume"), capture_output=True, text=True, check=False
+            command(path, "train.steps=100000", "--resume"), capture_output=True, text=True, check=False
         )
     finally:
         first.kill()

@@ -1,5 +1,9 @@
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import sys
 import threading
 
 import pytest
@@ -8,9 +12,9 @@ from tests.watch.folders import RIGHT, FakeTraining, write_problems
 from dftune.evaluate.config import EvaluateConfig
 from dftune.evaluate.record import record
 from dftune.evaluate.runner import evaluate
-from dftune.files import read_json, read_jsonl, write_json
+from dftune.files import locked, read_json, read_jsonl, write_json
 from dftune.watch.config import WatchConfig
-from dftune.watch.ledger import claimed
+from dftune.watch.ledger import claimed, waiting
 from dftune.watch.watcher import Watcher, watch_device, watch_threads
 
 
@@ -104,6 +108,47 @@ def test_a_checkpoint_that_another_watcher_is_at_is_left_to_it(training, problem
     with claimed(training.path, 10):
         assert make_watcher(training, problems).watch(once=True) == [20]
     assert make_watcher(training, problems).watch(once=True) == [10]
+
+
+def test_a_checkpoint_that_is_being_evaluated_otherwise_waits_and_is_then_only_recorded(training, problems):
+    training.checkpoint(10, "7")
+    training.checkpoint(20, "8")
+    watcher = make_watcher(training, problems)
+    results = training.path / "evals" / "step-10"
+    with locked(results / ".sums.greedy.lock", "what `dftune evaluate` is at"):
+        assert watcher.watch(once=True) == [20]
+    assert [line for line in watcher.said if "step 10 has to wait: " in line and f"process {os.getpid()}" in line]
+    assert watcher.failed == {}
+    assert watcher.watch(once=True) == [10]
+
+
+def watch_until(path, problems, end):
+    """Watch, and die where a file with this end is opened."""
+
+    def kill(event, arguments):
+        if event == "open" and str(arguments[0]).endswith(end):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+    Watcher(
+        path, EvaluateConfig(benchmarks=(str(problems),), max_tokens=20), poll_s=0.01, say=lambda line: None
+    ).watch()
+
+
+def test_a_killed_watcher_leaves_the_queue_on_disk_to_the_next_which_says_how_much_is_left(training, problems):
+    for step in (10, 20, 30):
+        training.checkpoint(step, "7")
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=watch_until, args=(training.path, problems, "step-20/sums.greedy.jsonl"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert training.evaluations() == [(10, 0.75)]
+    assert waiting("all", read_jsonl(training.path / "events.jsonl")) == {20, 30}
+    watcher = make_watcher(training, problems)
+    assert watcher.watch(once=True) == [20, 30]
+    assert [line.rpartition("; ")[2] for line in watcher.said] == ["1 more to evaluate", "0 more to evaluate"]
+    assert training.evaluations() == [(10, 0.75), (20, 0.75), (30, 0.75)]
 
 
 def test_a_checkpoint_that_was_evaluated_otherwise_before_is_only_recorded(training, problems):

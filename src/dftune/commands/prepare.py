@@ -160,9 +160,10 @@ def show_example(dataset: PreparedDataset) -> str:
     """The first training example as the model will see it, with its first negative, decoded from their tokens."""
     from transformers import AutoTokenizer  # noqa: PLC0415
 
+    from dftune.data.hub import from_pretrained  # noqa: PLC0415
     from dftune.data.shown import decode_parts, stretches  # noqa: PLC0415
 
-    tokenizer = AutoTokenizer.from_pretrained(dataset.tokenizer_folder)
+    tokenizer = from_pretrained(AutoTokenizer, str(dataset.tokenizer_folder), None, "data.prepared")
     row = dataset.input_ids("train", 0).tolist(), dataset.completion_mask("train", 0).tolist()
     parts = stretches(*row)
     lines = [f"first training example, {dataset.ids('train')[0]}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,19 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILE_SUFFIX = re.compile(
     r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|txt|gz|zip|xlsx|safetensors|yaml)$", re.IGNORECASE
 )
+_MAKING = threading.RLock()
+
+
+@contextmanager
+def making_a_model() -> Iterator[None]:
+    """One thread at a time makes or loads a model of transformers.
+
+    ``from_pretrained`` replaces ``PreTrainedModel.tie_weights`` and torch's default type for the whole process while
+    it runs. Two threads that do so restore each other's replacement, and from then on every model has an untied head
+    whose weights are nowhere ("Cannot copy out of meta tensor"), or the other's type.
+    """
+    with _MAKING:
+        yield
 
 
 def looks_like_path(name: str) -> bool:
@@ -66,13 +80,14 @@ def from_pretrained(loader: Any, name: str, revision: str | None, key: str, **op
         raise ValueError(f"{key}: there is no folder {name}. Give the folder of a checkpoint, or a model id.")
     local = path.is_dir()
     try:
-        return loader.from_pretrained(
-            str(path) if local else name,
-            revision=revision or "main",
-            local_files_only=local or not hub_reachable(),
-            trust_remote_code=False,  # without it, transformers asks at the terminal whether to run a model's own code
-            **options,
-        )
+        with making_a_model():
+            return loader.from_pretrained(
+                str(path) if local else name,
+                revision=revision or "main",
+                local_files_only=local or not hub_reachable(),
+                trust_remote_code=False,  # else transformers asks at the terminal whether to run a model's own code
+                **options,
+            )
     except Exception as error:  # transformers raises many kinds: OSError, ValueError, KeyError, the hub's own
         reason = " ".join(str(error).split())[:300]
         advice = (

@@ -13,9 +13,9 @@ from dftune.data.tokenizer import tokenizer_fingerprint
 from dftune.environment import describe_environment, model_fingerprint
 from dftune.evaluate.locate import ADAPTER_FILE, is_adapter, locate
 from dftune.files import check_name, fingerprint, read_json, sha256_file, write_json
+from dftune.generate.adapter import WEIGHTS_FILE
 from dftune.generate.load import find_model
 
-_WEIGHTS = "adapter_model.safetensors"
 # Where the base lay when the adapter was saved, and by which version, says nothing about what it computes.
 _NOT_THE_ADAPTER = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 
@@ -46,7 +46,7 @@ class ModelFiles:
             return base
         config = read_json(self.adapter / ADAPTER_FILE)
         kept = {key: value for key, value in config.items() if key not in _NOT_THE_ADAPTER}
-        return fingerprint(base, kept, sha256_file(self.adapter / _WEIGHTS))
+        return fingerprint(base, kept, sha256_file(self.adapter / WEIGHTS_FILE))
 
     def trained_format(self) -> dict[str, Any] | None:
         """Name, fingerprint and definition of the prompt format it was trained with; None where it is not known."""
@@ -63,8 +63,8 @@ def find_files(path: str) -> ModelFiles:
     folder = Path(path).expanduser()
     if not is_adapter(folder):
         return ModelFiles(path, find_model(path))
-    if not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"{folder} is an adapter without {_WEIGHTS}; adapters in other files are not read.")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ValueError(f"{folder} is an adapter without {WEIGHTS_FILE}; adapters in other files are not read.")
     base, revision = _base_of(folder)
     try:
         return ModelFiles(path, find_model(base, revision), folder)

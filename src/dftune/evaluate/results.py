@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dftune.evaluate.benchmarks import Benchmark, Problem
 from dftune.evaluate.protocols import stored_protocols
-from dftune.files import append_jsonl, fingerprint, read_json, read_jsonl, write_json, write_jsonl
+from dftune.files import append_jsonl, ends_whole, fingerprint, locked, read_json, read_jsonl, write_json, write_jsonl
 
 Row = dict[str, Any]
 
@@ -33,6 +34,7 @@ class Results:
         path: the completions.
         settings: how they were made, and for how many problems and samples.
         rows: by problem id and sample.
+        was_cut: a kill had left half a line, whose completion is missing.
     """
 
     beside: ClassVar[str] = " Samples of another temperature can stand beside it under another --label."
@@ -43,7 +45,16 @@ class Results:
         self.settings_path = folder / f"{benchmark}.{sampling}.json"
         self.settings: dict[str, Any] = {}
         self.rows: dict[tuple[str, int], Row] = {}
+        self.was_cut = False
         self._stale = False  # what is on disk is not what is in ``rows``
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the files against a second writer, from before they are read.
+
+        Raises:
+            BusyError: another process holds them; names its host and process id.
+        """
+        return locked(self.path.with_name(f".{self.path.stem}.lock"), str(self.path))
 
     def open(
         self,
@@ -82,6 +93,7 @@ class Results:
             check_same(self.path, before, {**_of(benchmark), **settings}, self.beside)
         self.settings = self._grown(before, settings, benchmark)
         if before is not None:
+            self.was_cut = not ends_whole(self.path)
             rows = read_jsonl(self.path, partial_last_line=True)
             self._take_up(rows, benchmark, render, regrade, stale=before["grader"] != settings["grader"])
         self.settings["seconds"] = before["seconds"] if before else 0.0

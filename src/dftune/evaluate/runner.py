@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def evaluate(
 
     Raises:
         ValueError: the model, a benchmark or the settings are wrong, or results of other settings are there.
+        BusyError: another process is writing them.
         IncompleteError: the engine gave up on some completions; the others are saved, and the next call asks for these.
     """
     say = say or _say
@@ -94,17 +96,20 @@ def evaluate(
     for benchmark in loaded:
         known = shared | {"gold_problems": _check_golds(benchmark, say)}
         jobs += [Job.of(benchmark, sampling, prompt_format, known, folder) for sampling in samplings]
-    _open(jobs, ranking, overwrite=overwrite)
-    model = {"path": model_path, "fingerprint": identity}
-    begin_output(output, model, files.folder, tokenizer, device, prompt_format=_named(prompt_format))
-
-    if any(job.missing() for job in jobs):
-        make = load or make_engine
-        engine = make(files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say)
+    with ExitStack() as stack:
         for job in jobs:
-            if job.missing():
-                job.generate(engine, tokenizer)
-    return [summary for job in jobs for summary in job.finish(config.by)]
+            stack.enter_context(job.results.locked())
+        _open(jobs, ranking, say, overwrite=overwrite)
+        model = {"path": model_path, "fingerprint": identity}
+        begin_output(output, model, files.folder, tokenizer, device, prompt_format=_named(prompt_format))
+
+        if any(job.missing() for job in jobs):
+            make = load or make_engine
+            engine = make(files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say)
+            for job in jobs:
+                if job.missing():
+                    job.generate(engine, tokenizer)
+        return [summary for job in jobs for summary in job.finish(config.by)]
 
 
 def _settings(config: EvaluateConfig, prompt_format: PromptFormat, dtype: str) -> dict[str, Any]:
@@ -155,11 +160,13 @@ def choose_format(config: EvaluateConfig, trained: Mapping[str, Any] | None, tok
     return prompt_format
 
 
-def _open(jobs: Sequence[Job], ranking: Mapping[tuple[str, int], float] | None, *, overwrite: bool) -> None:
+def _open(jobs: Sequence[Job], ranking: Mapping[tuple[str, int], float] | None, say: Say, *, overwrite: bool) -> None:
     """Take up what is there: all of it before any work, so that a conflict does not appear after an hour."""
     for job in jobs:
         job.scores = ranking
         job.open(overwrite=overwrite)
+        if job.results.was_cut:
+            say(f"Warning: the last line of {job.results.path} was cut off, and does not count; it is made again.")
     for job in jobs:
         job.results.begin()
 

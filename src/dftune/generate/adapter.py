@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+WEIGHTS_FILE = "adapter_model.safetensors"
+
 
 def merge_adapter(model: Any, folder: Path) -> Any:
     """The model with an adapter's update added to its weights.
@@ -19,10 +21,12 @@ def merge_adapter(model: Any, folder: Path) -> Any:
         An ordinary model of transformers.
 
     Raises:
-        ValueError: peft is missing, or the adapter does not fit the base.
+        ValueError: peft is missing, the adapter is not in safetensors, or it does not fit the base.
     """
     if importlib.util.find_spec("peft") is None:
         raise ValueError(f"{folder} is a LoRA adapter, and reading it needs peft: pip install 'dftune[lora]'.")
+    if not (folder / WEIGHTS_FILE).is_file():  # peft would read adapter_model.bin, a pickle
+        raise ValueError(f"{folder} is an adapter without {WEIGHTS_FILE}; adapters in other files are not read.")
     import peft  # noqa: PLC0415  (optional)
 
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dftune.data.hub import hub_reachable, looks_like_path
+from dftune.data.hub import from_pretrained, hub_reachable, looks_like_path
 
 if TYPE_CHECKING:
     from dftune.generate.local import LocalEngine
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+"""What is fetched of a model, and handed on: weights, tokenizer and settings, no code and no pickle."""
 _NEEDED = {
     "config.json": ["config.json"],
     "tokenizer": ["tokenizer.json", "tokenizer_config.json"],
@@ -57,7 +58,7 @@ def _fetch(path: str, revision: str | None) -> Path:
         folder = snapshot_download(
             path,
             revision=revision,
-            allow_patterns=_FILES,
+            allow_patterns=MODEL_FILES,
             ignore_patterns=_NOT_FILES,
             local_files_only=not hub_reachable(),
         )
@@ -74,7 +75,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder; code in the folder is never run."""
     from transformers import AutoTokenizer  # noqa: PLC0415  (1 s to import)
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return from_pretrained(AutoTokenizer, str(folder), None, "the model")
 
 
 def choose_device(device: str) -> str:
@@ -136,17 +137,15 @@ def load_engine(
     folder = find_model(str(path))
     device = choose_device(device)
     chosen = getattr(torch, choose_dtype(dtype, device))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=chosen if adapter is None else torch.float32,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except OSError as error:
-        raise ValueError(f"{folder} could not be loaded: {str(error).strip()}") from error
+    model = from_pretrained(
+        AutoModelForCausalLM,
+        str(folder),
+        None,
+        "the model",
+        dtype=chosen if adapter is None else torch.float32,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+    )
     if adapter is not None:
         model = merge_adapter(model, adapter).to(chosen)
     return LocalEngine(model, load_tokenizer(folder), device=device, batch_size=batch_size)

@@ -104,6 +104,7 @@ def sample(
 
     Raises:
         ValueError: the source, the model or the settings are wrong, or completions of other settings are there.
+        BusyError: another process is writing them.
         IncompleteError: the engine gave up on some completions; the others are saved, and the next call asks for these.
     """
     config, say = recipe.generate, say or _say
@@ -127,16 +128,17 @@ def sample(
         prompts=render_prompts(problems.at_least(there), settings.system, prompt_format, tokenizer, chat=chat),
         chat=chat,
     )
-    job.open(overwrite=overwrite)
-    job.results.begin()
-    if job.missing():
-        engine = make_engine(
-            files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say
-        )
-        if isinstance(engine, LocalEngine):
-            engine.stats = False  # their last digits depend on the batch, and so on where a kill came
-        job.generate(engine, tokenizer)
-    job.results.finish([problem.id for problem in job.benchmark.source])
+    with results.locked():
+        job.open(overwrite=overwrite)
+        job.results.begin()
+        if job.missing():
+            engine = make_engine(
+                files, tokenizer, config, batch_size=config.batch_size, device=device, dtype=dtype, say=say
+            )
+            if isinstance(engine, LocalEngine):
+                engine.stats = False  # their last digits depend on the batch, and so on where a kill came
+            job.generate(engine, tokenizer)
+        job.results.finish([problem.id for problem in job.benchmark.source])
     return Sampled(problems, job.results, prompt_format, settings.num_samples)
 
 

@@ -143,6 +143,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def purge(folder: Path) -> list[str]:
+    """Delete what a kill left of a save or of a deletion; the names of it."""
+    leftovers = sorted(folder.glob(".incomplete-*"))
+    for leftover in leftovers:
+        shutil.rmtree(leftover, ignore_errors=True)
+    return [leftover.name for leftover in leftovers]
+
+
 def prune(folder: Path, keep: int | None, spared: Collection[int] = ()) -> None:
     """Delete all but the newest ``keep`` checkpoints, and what a kill left half-written.
 
@@ -153,8 +161,7 @@ def prune(folder: Path, keep: int | None, spared: Collection[int] = ()) -> None:
         keep: how many; None keeps all.
         spared: steps whose checkpoints stay, whatever their number.
     """
-    for leftover in folder.glob(".incomplete-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    purge(folder)
     for path in list_checkpoints(folder)[keep:] if keep is not None else []:
         if int(path.name.removeprefix("step-")) not in spared:
             shutil.rmtree(path.rename(path.with_name(f".incomplete-{path.name}")))

@@ -11,6 +11,7 @@ from dftune.data.hub import from_pretrained, hub_reachable
 from dftune.data.prompts import recorded_format
 from dftune.evaluate.locate import is_adapter, plan
 from dftune.files import read_json
+from dftune.generate.load import MODEL_FILES
 from dftune.recipe import Recipe, load_recipe
 from dftune.train.checkpoint import verify
 from dftune.train.folders import complete_or_absent, export_model
@@ -45,13 +46,15 @@ def export_run(run: Path, output: Path, *, step: int | None = None, adapter: boo
     if is_adapter(source) and not adapter:
         model, tokenizer = _merged(run, source)
         return export_model(output, model, tokenizer)
-    num_bytes = sum(file.stat().st_size for file in source.iterdir())
+    num_bytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     copy = _copy if source.parent == run else _rewrite
     return complete_or_absent(output, lambda aside: copy(source, aside), num_bytes)
 
 
 def _copy(source: Path, into: Path) -> None:
-    shutil.copytree(source, into, dirs_exist_ok=True)
+    """The files of a model that anything here reads; what else somebody has put there is not handed on."""
+    for file in sorted(file for pattern in MODEL_FILES for file in source.glob(pattern)):
+        shutil.copyfile(file, into / file.name)
 
 
 def _rewrite(source: Path, into: Path) -> None:

@@ -109,10 +109,10 @@ def complete_or_absent(path: Path, write: Callable[[Path], None], num_bytes: int
         aside.mkdir(parents=True)
         write(aside)
         mode = umask_mode()
-        for file in aside.rglob("*"):
-            if file.is_file():
-                file.chmod(mode)  # safetensors leaves its files readable by their owner alone
-                sync(file)
+        for entry in aside.rglob("*"):
+            if entry.is_file():
+                entry.chmod(mode)  # safetensors leaves its files readable by their owner alone
+            sync(entry)
         sync(aside)
         if path.exists():
             path.rename(older)

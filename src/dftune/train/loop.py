@@ -444,6 +444,9 @@ class _Run:
 
     def _resume(self) -> bool:
         self.provider.check_same(self.folder.path / "manifest.json")
+        leftovers = self.world.from_main(lambda: checkpoint.purge(self.folder.checkpoints))
+        if leftovers:
+            self.say(f"removed what a kill had left half-done in {self.folder.checkpoints}: {', '.join(leftovers)}")
         newest = self.world.from_main(lambda: checkpoint.newest_intact(self.folder.checkpoints, self.say))
         if newest is None and checkpoint.list_checkpoints(self.folder.checkpoints):
             raise ValueError(
@@ -465,6 +468,7 @@ class _Run:
         for name, value in state["counters"].items():
             setattr(self.counters, name, value)
         self.provider.restore(newest)
+        self._log("checkpoint", path=str(newest.relative_to(self.folder.path)))  # the kill may have come before its row
         self.say(f"resumed from {newest} at step {self.counters.step} of {self.schedule.num_steps}")
         return True
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dftune.data.hub import making_a_model
 from dftune.files import write_json
 from dftune.train.config import LoraConfig
 
@@ -122,7 +123,7 @@ class Adapter:
         """
         if not whole:
             return self
-        with torch.device("meta"):
+        with making_a_model(), torch.device("meta"):
             model = type(self._model)(copy.deepcopy(self._model.config))
             model.tie_weights()
             held = Adapter(model, self._config, seed=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dftune.data.batches import MicroBatch
-from dftune.data.hub import from_pretrained
+from dftune.data.hub import from_pretrained, making_a_model
 from dftune.ops import attention
 from dftune.ops.ulysses import SequenceGroup
 from dftune.train.config import ModelConfig, ScorerConfig, ScratchConfig
@@ -115,12 +115,12 @@ def load_model(
 
     implementation = attention.register()
     if config.scratch is not None:
-        with torch.random.fork_rng():
+        with making_a_model(), torch.random.fork_rng():
             torch.manual_seed(seed)
             model = _new_model(config.scratch, tokenizer, implementation)
     elif empty:
         settings = from_pretrained(AutoConfig, str(config.path), config.revision, "model.path")
-        with torch.device("meta"):
+        with making_a_model(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=implementation)
         model.to_empty(device="cpu").tie_weights()
         model.eval()

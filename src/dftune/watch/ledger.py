@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dftune.evaluate.record import WATCHER
 from dftune.events import Row, latest
+from dftune.files import BusyError, locked
 from dftune.watch.config import Policy
 
 
@@ -59,19 +59,13 @@ def claimed(run: Path, step: int) -> Iterator[bool]:
 
     A claim is a lock on a file, so it ends with the process that holds it, however that ends.
     """
-    path = _claim(run, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            still_there = path.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except OSError:
-            still_there = False
-        try:
-            yield still_there
-        finally:
-            if still_there:
-                path.unlink(missing_ok=True)
+            stack.enter_context(locked(_claim(run, step), f"evals/step-{step} of {run}"))
+        except BusyError:
+            yield False
+        else:
+            yield True
 
 
 def is_claimed(run: Path, step: int) -> bool:

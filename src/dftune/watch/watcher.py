@@ -16,7 +16,7 @@ from dftune.evaluate.record import WATCHER, record
 from dftune.evaluate.runner import evaluate
 from dftune.evaluate.summary import EvalSummary
 from dftune.events import EVENTS, Row, Tail, ended, latest
-from dftune.files import read_json
+from dftune.files import BusyError, read_json
 from dftune.generate.load import choose_device
 from dftune.run import RunFolder
 from dftune.watch.check import refuse_server
@@ -80,6 +80,7 @@ class Watcher:
         self._rows: list[Row] = []
         self.failed: dict[int, str] = {}
         self._vanished: set[int] = set()
+        self._said: set[str] = set()
 
     def watch(self, *, once: bool = False) -> list[int]:
         """Evaluate until the run has ended and nothing is left; with ``once``, what is there now.
@@ -162,6 +163,9 @@ class Watcher:
                 say=self.say,
                 load=self.engine,
             )
+        except BusyError as error:  # `dftune evaluate`, say; what it has made counts when it has ended
+            self._say_once(f"step {step} has to wait: {error}")
+            return False
         except (OSError, ValueError) as error:
             if model.is_dir():
                 self.failed[step] = str(error)
@@ -174,6 +178,11 @@ class Watcher:
         self._read()
         self._report(step, summaries, time.monotonic() - started)
         return True
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
     def _report(self, step: int, summaries: list[EvalSummary], seconds: float) -> None:
         scores = ", ".join(
