@@ -14,7 +14,7 @@ from markupsafe import Markup
 from dftune.evaluate.classify import CATEGORIES
 from dftune.report import wording
 from dftune.report.charts import swatch
-from dftune.report.cost import build_cost
+from dftune.report.cost import build_cost, knows_energy
 from dftune.report.figures import build_sections
 from dftune.report.learning import build_learning
 from dftune.report.method import Method
@@ -31,7 +31,7 @@ _FOLDER = Path(__file__).parent
 def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[str], method: Method) -> str:
     """The whole file."""
     script = (_FOLDER / "browser.js").read_text(encoding="utf-8")
-    browser = build_browser(table)
+    browser, cost = build_browser(table), build_cost(table)
     return (
         _environment()
         .get_template("template.html")
@@ -48,7 +48,8 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             method=method,
             published=build_published(table),
             learning=build_learning(table),
-            cost=build_cost(table),
+            cost=cost,
+            knows_energy=knows_energy(cost),
             style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
             script=Markup(script),
             script_hash=script_hash(script),
