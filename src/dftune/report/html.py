@@ -30,7 +30,6 @@ _FOLDER = Path(__file__).parent
 
 def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[str], method: Method) -> str:
     """The whole file."""
-    script = (_FOLDER / "browser.js").read_text(encoding="utf-8")
     browser, cost = build_browser(table), build_cost(table)
     return (
         _environment()
@@ -50,12 +49,21 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             learning=build_learning(table),
             cost=cost,
             knows_energy=knows_energy(cost),
-            style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash=script_hash(script),
             swatch=swatch,
+            **_assets("browser.js"),
         )
     )
+
+
+def render_pages() -> str:
+    """The page that asks a server for all completions, some at a time."""
+    return _environment().get_template("completions.html").render(**_assets("pages.js"))
+
+
+def _assets(script: str) -> dict[str, str]:
+    text = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("cards.js", script))
+    style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
+    return {"style": style, "script": Markup(text), "script_hash": script_hash(text)}
 
 
 def script_hash(script: str) -> str:
