@@ -28,8 +28,16 @@ NUM_STATIC = 6
 _FOLDER = Path(__file__).parent
 
 
-def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[str], method: Method) -> str:
-    """The whole file."""
+def render_html(
+    title: str,
+    verdict: str,
+    table: ResultTable,
+    notes: Sequence[str],
+    method: Method,
+    *,
+    swept: ResultTable | None = None,
+) -> str:
+    """The whole file; ``swept``, where it is another table, is for the charts over learning rate and batch size."""
     browser, cost = build_browser(table), build_cost(table)
     return (
         _environment()
@@ -39,7 +47,7 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             verdict=verdict,
             table=table,
             notes=notes,
-            sections=build_sections(table),
+            sections=build_sections(table, swept or table),
             browser=browser,
             browser_json=Markup(browser.as_json()),
             static_questions=browser.questions[:NUM_STATIC],
