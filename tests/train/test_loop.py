@@ -162,15 +162,15 @@ def test_a_full_disk_stops_with_a_message_and_keeps_the_checkpoint_before(make_r
 
 @pytest.mark.slow
 def test_two_processes_cannot_write_one_run(make_recipe):
-    recipe, path = make_recipe(overrides=("train.steps=200",))
-    first = subprocess.Popen(command(path, "train.steps=200"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    recipe, path = make_recipe(overrides=("train.steps=20000",))
+    first = subprocess.Popen(command(path, "train.steps=20000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while not (recipe.output / "events.jsonl").exists():
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         second = subprocess.run(
-            command(path, "train.steps=200", "--resume"), capture_output=True, text=True, check=False
+            command(path, "train.steps=20000", "--resume"), capture_output=True, text=True, check=False
         )
     finally:
         first.kill()
