@@ -21,7 +21,7 @@ from tests.report.conftest import make_recipe, verdict_rows, write_evaluation, w
 def make_run(name: str, objective: str, seed: int, **recipe: Any) -> Run:
     values = make_recipe(name, {"name": objective, **recipe.pop("options", {})}, seed, **recipe)
     manifest = {"seed": seed, "objective": {"name": objective}, "started": f"2026-11-{20 + seed}"}
-    return Run(name, "train", manifest, values, (), (), "finished", 0.0, ())
+    return Run(name, "train", manifest, values, (), (), "finished", 0.0, {}, ())
 
 
 def write_scored(folder: Path, name: str, objective: str, seed: int, verdicts: str, **settings: Any) -> Path:
@@ -83,9 +83,20 @@ def test_a_label_names_the_keys_in_which_groups_differ_and_no_others() -> None:
     groups, _ = group_runs(runs)
     assert [group.label for group in groups] == [
         "sft (source noisy)",
-        "power (source noisy, alpha 0.5)",
+        "power (source noisy)",
         "sft (source clean)",
     ]
+
+
+def test_an_option_of_an_objective_is_named_where_that_objective_has_several() -> None:
+    runs = [
+        make_run("a", "sft", 0),
+        make_run("b", "power", 0, options={"alpha": 0.5}),
+        make_run("c", "power", 0, options={"alpha": 0.25}),
+        make_run("d", "prior_ft", 0, options={"alpha": 1.0}),
+    ]
+    groups, _ = group_runs(runs)
+    assert [group.label for group in groups] == ["sft", "power (alpha 0.5)", "power (alpha 0.25)", "prior_ft"]
 
 
 def test_each_condition_is_compared_with_sft_on_the_same_data_and_stands_behind_it() -> None:

@@ -38,7 +38,7 @@ RUNS = {
     "batch": ("objective.name=talr", "train.packing=false"),
     "in parts": ("objective.name=asft", "distributed.sequence_parallel=2", "train.micro_batch_tokens=128"),
 }
-NOT_COMPARED = {"kind", "time", "tokens_per_s", "peak_memory_bytes", "padding_share", "p_histogram"}
+NOT_COMPARED = {"kind", "time", "tokens_per_s", "peak_memory_bytes", "padding_share", "p_histogram", "cpu_joules"}
 
 
 def train_all(world: World, folder: Path, jobs: list[tuple[Recipe, bool]]) -> None:

@@ -9,8 +9,8 @@ from dftune.report.groups import Group
 from dftune.report.load import Evaluation, Run
 from dftune.report.wording import plural
 
-NUM_STYLES = 8
-"""Colours, dashes and markers that style.css tells apart; further conditions begin again."""
+NUM_STYLES = 16
+"""Styles that style.css tells apart, eight colours with two dashes and markers each; further conditions begin again."""
 
 
 @dataclass(frozen=True, order=True)

@@ -37,6 +37,7 @@ class Report:
         table: every score.
         notes: what to know before trusting a number.
         method: how the numbers came about.
+        swept: what the charts over learning rate and batch size are drawn from where that is another table.
     """
 
     title: str
@@ -44,12 +45,14 @@ class Report:
     table: ResultTable
     notes: tuple[str, ...]
     method: Method
+    swept: ResultTable | None = None
 
     def write(self, output: Path) -> ReportPaths:
         """Write the report and its tables into ``output``, each file all or nothing."""
         paths = ReportPaths(*(output / f"report.{ending}" for ending in ("html", "md", "csv", "tex")))
-        write_text(paths.html, render_html(self.title, self.verdict, self.table, self.notes, self.method))
-        write_text(paths.markdown, render_markdown(self.title, self.verdict, self.table, self.notes, self.method))
+        parts = (self.title, self.verdict, self.table, self.notes, self.method)
+        write_text(paths.html, render_html(*parts, swept=self.swept))
+        write_text(paths.markdown, render_markdown(*parts))
         write_text(paths.csv, render_csv(self.table))
         write_text(paths.latex, render_latex(self.table))
         return paths
@@ -59,20 +62,24 @@ class Report:
         return f"{self.verdict}\n\n{summary_table(self.table)}" if self.table.columns else self.verdict
 
 
-def read(runs: Sequence[Path], title: str | None = None) -> Report:
+def read(runs: Sequence[Path], title: str | None = None, *, swept: Sequence[Path] = ()) -> Report:
     """Read run folders and work out everything the report says.
 
     Args:
         runs: run folders, or folders that hold run folders.
         title: heading; default, the names of what is compared.
+        swept: further run folders, with other learning rates or batch sizes, for the charts over these alone.
 
     Raises:
         ValueError: a folder is missing or no run folder, or a file in it is damaged.
     """
     found = [read_run(path) for path in find_runs(runs)]
+    others = [read_run(path) for path in find_runs(swept)]
     table = build_table(found)
     heading = one_line(title) if title else _title(table, found)
-    return Report(heading, one_line(verdict(table), 10_000), table, notes(table, found), build_method(table, found))
+    said, method = one_line(verdict(table), 10_000), build_method(table, found)
+    with_others = build_table([*found, *others]) if others else None
+    return Report(heading, said, table, notes(table, found), method, with_others)
 
 
 def build(runs: Sequence[Path], output: Path, title: str | None = None) -> ReportPaths:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from dftune.evaluate.classify import CATEGORIES
 from dftune.report import wording
 from dftune.report.charts import swatch
-from dftune.report.cost import build_cost
+from dftune.report.cost import build_cost, knows_energy
 from dftune.report.figures import build_sections
 from dftune.report.learning import build_learning
 from dftune.report.method import Method
@@ -28,10 +28,17 @@ NUM_STATIC = 6
 _FOLDER = Path(__file__).parent
 
 
-def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[str], method: Method) -> str:
-    """The whole file."""
-    script = (_FOLDER / "browser.js").read_text(encoding="utf-8")
-    browser = build_browser(table)
+def render_html(
+    title: str,
+    verdict: str,
+    table: ResultTable,
+    notes: Sequence[str],
+    method: Method,
+    *,
+    swept: ResultTable | None = None,
+) -> str:
+    """The whole file; ``swept``, where it is another table, is for the charts over learning rate and batch size."""
+    browser, cost = build_browser(table), build_cost(table)
     return (
         _environment()
         .get_template("template.html")
@@ -40,7 +47,7 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             verdict=verdict,
             table=table,
             notes=notes,
-            sections=build_sections(table),
+            sections=build_sections(table, swept or table),
             browser=browser,
             browser_json=Markup(browser.as_json()),
             static_questions=browser.questions[:NUM_STATIC],
@@ -48,13 +55,23 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             method=method,
             published=build_published(table),
             learning=build_learning(table),
-            cost=build_cost(table),
-            style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash=script_hash(script),
+            cost=cost,
+            knows_energy=knows_energy(cost),
             swatch=swatch,
+            **_assets("browser.js"),
         )
     )
+
+
+def render_pages() -> str:
+    """The page that asks a server for all completions, some at a time."""
+    return _environment().get_template("completions.html").render(**_assets("pages.js"))
+
+
+def _assets(script: str) -> dict[str, str]:
+    text = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("cards.js", script))
+    style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
+    return {"style": style, "script": Markup(text), "script_hash": script_hash(text)}
 
 
 def script_hash(script: str) -> str:

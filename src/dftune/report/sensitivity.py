@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,16 +29,22 @@ class Sensitivity:
     caption: str
 
 
-def sensitivity_charts(table: ResultTable) -> Iterator[Sensitivity]:
-    """A chart a key and benchmark, and one of the last NLL on held-out rows."""
+def sensitivity_charts(table: ResultTable, shown: Sequence[Condition]) -> Iterator[Sensitivity]:
+    """A chart a key and benchmark, and one of the last NLL on held-out rows.
+
+    Args:
+        table: of all runs.
+        shown: conditions whose styles the report uses elsewhere.
+    """
     for key, name in KEYS.items():
+        styles = {_label(row, key): row.style for row in shown}
         for column in table.whole_columns:
             on = f" on {table.name(column)}" if len(table.columns) > 1 else ""
-            lines = _lines(table, key, partial(_final_accuracies, table, column))
+            lines = _lines(table, key, partial(_final_accuracies, table, column), styles)
             if lines:
                 caption = "Final accuracy of each run, mean over its seeds. An optimum at an end may lie beyond it."
                 yield Sensitivity(f"Accuracy{on} by {name}", name, "accuracy, %", lines, caption)
-        lines = _lines(table, key, _last_nll)
+        lines = _lines(table, key, _last_nll, styles)
         if lines:
             caption = "At the last validation. Where demonstrations are wrong, fitting them better is no gain."
             yield Sensitivity(f"NLL on held-out rows by {name}", name, "nats per token", lines, caption)
@@ -54,7 +60,9 @@ def _last_nll(row: Condition) -> list[float]:
     return [float(nll) for nll in last if isinstance(nll, int | float) and math.isfinite(nll)]
 
 
-def _lines(table: ResultTable, key: str, values: Callable[[Condition], list[float]]) -> tuple[Line, ...]:
+def _lines(
+    table: ResultTable, key: str, values: Callable[[Condition], list[float]], styles: Mapping[str, int]
+) -> tuple[Line, ...]:
     """Conditions joined that differ in ``key`` alone; none where no line would have two points."""
     families: dict[bytes, list[tuple[float, list[float], Condition]]] = defaultdict(list)
     for row in table.trained:
@@ -67,10 +75,11 @@ def _lines(table: ResultTable, key: str, values: Callable[[Condition], list[floa
     lines = []
     for index, family in enumerate(families.values()):
         family.sort(key=lambda point: point[0])
+        label = _label(family[0][2], key)
         lines.append(
             Line(
-                _label(family[0][2], key),
-                index % NUM_STYLES + 1,
+                label,
+                styles.get(label, index % NUM_STYLES + 1),
                 [(x, math.fsum(found) / len(found)) for x, found, _ in family],
                 markers=True,
                 band=_band(family),

@@ -180,7 +180,7 @@ def finish(plan: Plan, board: Board, title: str | None = None) -> Outcome:
     cells = done_cells(plan, states)
     unequal = tuple(check_budgets(cells, plan.recipe.study.equal))
     write_json(plan.folder / "budgets.json", {"equal": list(plan.recipe.study.equal), "differences": list(unequal)})
-    report, html = _report(plan, [cell for cell in cells if _is_chosen(cell, choices)], title)
+    report, html = _report(plan, cells, choices, title)
     failed = {name: state.error for name, state in sorted(states.items()) if state.status == "failed"}
     return Outcome(choices, failed, unequal, report, html)
 
@@ -201,14 +201,18 @@ def _is_chosen(cell: Cell, choices: tuple[Choice, ...] | None) -> bool:
     return any(choice.key == cell.key and choice.lr == cell.lr for choice in choices or ())
 
 
-def _report(plan: Plan, cells: list[Cell], title: str | None) -> tuple[Report | None, Path | None]:
-    """The report on the chosen cells and the base models."""
+def _report(
+    plan: Plan, cells: list[Cell], choices: tuple[Choice, ...] | None, title: str | None
+) -> tuple[Report | None, Path | None]:
+    """The report on the chosen cells and the base models; the other cells are for the sensitivity to the rate."""
     from dftune import report  # noqa: PLC0415
 
     base = plan.folder / "base"
-    folders = [cell.recipe.output for cell in cells if (cell.recipe.output / "manifest.json").is_file()]
+    there = [cell for cell in cells if (cell.recipe.output / "manifest.json").is_file()]
+    folders = [cell.recipe.output for cell in there if _is_chosen(cell, choices)]
+    others = [cell.recipe.output for cell in there if not _is_chosen(cell, choices)]
     folders += sorted(path for path in base.iterdir() if (path / "manifest.json").is_file()) if base.is_dir() else []
     if not folders:
         return None, None
-    found = report.read(folders, title or plan.recipe.name)
+    found = report.read(folders, title or plan.recipe.name, swept=others)
     return found, found.write(plan.folder).html
