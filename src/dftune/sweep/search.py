@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _WAIT_S = 1.0
 _RANDOM_FIRST = 5
 """Trials before the first that TPE has a say in."""
+_SQLITE_PATIENCE_S = 60.0
+"""How long a process waits for others that write to the same SQLite file; by default an error comes after 5 s."""
 
 
 class PrunedError(Exception):
@@ -59,20 +61,42 @@ class Search:
 
     def _open(self) -> optuna.Study:
         """The study, made first where it is not there yet."""
-        storages, sweep = self._optuna.storages, self.recipe.sweep
-        journal = str(self.recipe.output / "journal.log")
-        storage = sweep.storage or storages.JournalStorage(storages.journal.JournalFileBackend(journal))
+        sweep = self.recipe.sweep
         study: optuna.Study = self._optuna.create_study(
-            storage=storage,
+            storage=self._storage(),
             study_name=self.recipe.name,
             direction="maximize" if sweep.select.higher_is_better else "minimize",
             pruner=self._pruner(),
             load_if_exists=True,
         )
-        if sweep.sampler == "grid" and not study.get_trials(deepcopy=False):
+        known = study.get_trials(deepcopy=False)
+        if any(trial.state.is_finished() for trial in known) and not self.board.claims.folder.is_dir():
+            raise ValueError(
+                f"sweep.storage holds a sweep {self.recipe.name!r} whose runs are not in {self.recipe.output}. Give "
+                "this one another name, or delete that one (`optuna delete-study`)."
+            )
+        if sweep.sampler == "grid" and not known:
             for places in sweep.grid():
                 study.enqueue_trial(places)
         return study
+
+    def _storage(self) -> Any:
+        """The database of the recipe, or a journal in the folder.
+
+        Raises:
+            ValueError: the database cannot be used.
+        """
+        storages, url = self._optuna.storages, self.recipe.sweep.storage
+        if url is None:
+            journal = storages.journal.JournalFileBackend(str(self.recipe.output / "journal.log"))
+            return storages.JournalStorage(journal)
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  (Optuna needs it itself)
+
+        patience = {"connect_args": {"timeout": _SQLITE_PATIENCE_S}} if url.startswith("sqlite") else {}
+        try:
+            return storages.RDBStorage(url, engine_kwargs=patience)
+        except (ImportError, SQLAlchemyError) as error:
+            raise ValueError(f"sweep.storage cannot be used: {error}") from error
 
     def _pruner(self) -> Any:
         prune, pruners = self.recipe.sweep.prune, self._optuna.pruners
