@@ -207,6 +207,50 @@ def test_step_zero_of_a_run_is_its_base_and_several_of_the_same_model_are_one(tm
     assert gain.mean == 0.5
 
 
+def test_each_base_model_is_a_row_and_gains_are_over_the_one_that_training_started_from(tmp_path: Path) -> None:
+    for model, right in (("small", 10), ("large", 40)):
+        described = {"path": f"models/{model}", "fingerprint": fingerprint(model)}
+        write_manifest(tmp_path / f"base-{model}", "evaluate", None, None, model=described)
+        write_evaluation(tmp_path / f"base-{model}", 0, verdict_rows("1" * right + "0" * (100 - right)))
+        run = write_scored(tmp_path, f"sft-{model}", "sft", 0, "1" * (right + 30) + "0" * (70 - right))
+        recipe = make_recipe(run.name, {"name": "sft"}, 0)
+        write_text(run / "recipe.yaml", yaml.safe_dump({**recipe, "model": {"path": f"models/{model}"}}))
+        write_manifest(run, "train", 0, {"name": "sft"}, model=described)
+    table = table_of(tmp_path)
+    bases = {row.label: cell_of(table, row.label).estimate for row in table.conditions if row.kind == "base"}
+    assert {label: estimate and (estimate.mean, estimate.num_seeds) for label, estimate in bases.items()} == {
+        "base (large)": (0.4, 1),
+        "base (small)": (0.1, 1),
+    }
+    gains = {row.label: cell_of(table, row.label).gain for row in table.trained}
+    assert {label: gain and gain.mean for label, gain in gains.items()} == pytest.approx(
+        {"sft (path large)": 0.3, "sft (path small)": 0.3}
+    )
+    words = verdict(table)
+    assert "Over the 40.0 % of base (large) on arith.greedy, sft (path large) gains 30.0 points." in words
+    assert "Over the 10.0 % of base (small) on arith.greedy, sft (path small) gains 30.0 points." in words
+
+
+def test_a_gain_is_over_the_base_asked_in_the_format_of_the_training(tmp_path: Path) -> None:
+    for name, right in (("alpaca", 10), ("plain", 40)):
+        used = {"name": name, "fingerprint": name}
+        write_manifest(tmp_path / f"base-{name}", "evaluate", None, None)
+        write_evaluation(
+            tmp_path / f"base-{name}", 0, verdict_rows("1" * right + "0" * (100 - right)), prompt_format=used
+        )
+        run = write_scored(tmp_path, name, "sft", 0, "1" * 60 + "0" * 40, source=f"{name}.jsonl")
+        write_evaluation(run, 10, verdict_rows("1" * 60 + "0" * 40), prompt_format=used)
+    table = table_of(tmp_path)
+    gains = {row.label: cell_of(table, row.label).gain for row in table.trained}
+    assert {label: gain and gain.mean for label, gain in gains.items()} == pytest.approx(
+        {"sft (source alpaca)": 0.5, "sft (source plain)": 0.2}
+    )
+    assert [row.label for row in table.conditions if row.kind == "base"] == [
+        "base (asked as alpaca)",
+        "base (asked as plain)",
+    ]
+
+
 def test_an_evaluated_model_that_no_run_started_from_is_a_row_of_its_own(tmp_path: Path) -> None:
     write_base(tmp_path, "1000")
     write_scored(tmp_path, "s0", "sft", 0, "1110")

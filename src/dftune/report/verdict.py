@@ -174,15 +174,18 @@ def _further(first: Difference, other: Difference, protocol: str) -> str:
 
 
 def _gains(table: ResultTable) -> Iterator[str]:
-    base = next((row for row in table.conditions if row.kind == "base"), None)
+    """What training has added to each base model."""
     if len(table.trained) * len(table.columns) > MANY_GAINS:
         return
     for column in table.columns:
-        estimate = table.cell(base, column).estimate if base else None
-        gains = [(row.label, gain) for row in table.trained if (gain := table.cell(row, column).gain) is not None]
-        if estimate is not None and gains:
-            parts = [_gain(label, gain) for label, gain in gains]
-            yield f"Over the base model's {percent(estimate.mean)} % on {table.name(column)}, {listed(parts)}."
+        for base in (row for row in table.conditions if row.kind == "base"):
+            estimate = table.cell(base, column).estimate
+            started = [row for row in table.trained if table.base_of(row, column) is base]
+            gains = [(row.label, gain) for row in started if (gain := table.cell(row, column).gain) is not None]
+            if estimate is not None and gains:
+                parts = [_gain(label, gain) for label, gain in gains]
+                model = "the base model" if base.label == "base" else base.label
+                yield f"Over the {percent(estimate.mean)} % of {model} on {table.name(column)}, {listed(parts)}."
 
 
 def _gain(label: str, gain: Difference) -> str:
