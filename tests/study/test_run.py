@@ -27,7 +27,7 @@ from dftune.study.cell import train_cell
 from dftune.study.config import make_study
 from dftune.study.plan import Cell, Plan
 from dftune.study.run import finish, work
-from dftune.study.status import status
+from dftune.study.status import follow, status
 from dftune.study.workers import places
 
 OBJECTIVES = [{"name": "sft"}, {"name": "dynamic_ft"}]
@@ -248,6 +248,13 @@ def test_the_status_shows_who_trains_what_and_how_far_it_is(tmp_path):
     assert f"process {os.getpid()}" in at_work
     assert any(f"failed: run.{second.name}: out of luck" in line for line in lines)
     assert not over
+
+
+def test_a_status_is_followed_until_the_last_one_and_stays_on_the_screen(capsys):
+    texts = iter([("1 of 3", False), ("2 of 3", False), ("3 of 3", True), ("never asked for", True)])
+    follow(lambda: next(texts), every_s=0.0)
+    assert "3 of 3" in capsys.readouterr().out
+    assert next(texts) == ("never asked for", True)
 
 
 def test_cores_are_divided_among_workers():

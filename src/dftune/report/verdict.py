@@ -90,13 +90,13 @@ def _all_noise(where: str, quiet: Sequence[Comparison], *, others: bool) -> str:
 
 
 def _too_small(benchmark: str, noise: Sequence[Difference]) -> str:
-    """What the study could not have seen, of the comparison that saw least."""
+    """What the study could not have counted on seeing, of the comparison that saw least; a smaller one may have luck."""
     least = max(noise, key=lambda difference: difference.detectable)
     seeds = "one seed" if least.num_seeds == 1 else plural(least.num_seeds, "seed")
     sees = f"{benchmark} has {plural(least.num_questions, 'question')}: with {seeds}, "
     if least.detectable >= 1:
         return f"{sees}no difference can be told from the noise, however large."
-    return f"{sees}differences under about {percent(least.detectable)} points cannot be told from the noise."
+    return f"{sees}differences under about {percent(least.detectable)} points cannot be seen reliably."
 
 
 def _comparisons(table: ResultTable) -> Iterator[Comparison]:
