@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,27 @@ def test_each_condition_is_compared_with_sft_on_the_same_data_and_stands_behind_
     references = [reference_of(group, groups) for group in groups]
     assert [group.runs[0].name for group in groups] == ["a", "d", "b", "c"]
     assert [reference and reference.runs[0].name for reference in references] == [None, "a", None, "b"]
+
+
+def test_with_a_learning_rate_of_its_own_a_condition_still_meets_sft_on_the_same_data() -> None:
+    def run(name: str, objective: str, source: str, lr: float) -> Run:
+        made = make_run(name, objective, 0, source=f"{source}.jsonl")
+        return replace(made, recipe={**made.recipe, "optimizer": {"lr": lr}})
+
+    runs = [
+        run("a", "sft", "noisy", 1e-3),
+        run("b", "sft", "clean", 1e-4),
+        run("c", "dynamic_ft", "clean", 1e-3),  # one key from either
+        run("d", "dynamic_ft", "noisy", 1e-3),
+    ]
+    groups, _ = group_runs(runs)
+    references = {group.runs[0].name: reference_of(group, groups) for group in groups}
+    assert {name: one and one.runs[0].name for name, one in references.items()} == {
+        "a": None,
+        "b": None,
+        "c": "b",
+        "d": "a",
+    }
 
 
 def test_the_same_recipe_and_seed_twice_is_no_second_seed() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dftune.files import write_text
+from dftune.files import read_json, write_text
 from dftune.report.export import render_csv, render_latex
 from dftune.report.html import render_html
 from dftune.report.load import Run, find_runs, read_run
 from dftune.report.markdown import render_markdown, summary_table
 from dftune.report.method import Method, build_method
 from dftune.report.tables import ResultTable, build_table
+from dftune.report.tuning import Tuning, read_tuning
 from dftune.report.verdict import notes, verdict
 from dftune.report.wording import listed, one_line
 
@@ -37,6 +39,7 @@ class Report:
         table: every score.
         notes: what to know before trusting a number.
         method: how the numbers came about.
+        tuning: how learning rates were chosen, in a study that tried several.
     """
 
     title: str
@@ -44,12 +47,14 @@ class Report:
     table: ResultTable
     notes: tuple[str, ...]
     method: Method
+    tuning: Tuning | None = None
 
     def write(self, output: Path) -> ReportPaths:
         """Write the report and its tables into ``output``, each file all or nothing."""
         paths = ReportPaths(*(output / f"report.{ending}" for ending in ("html", "md", "csv", "tex")))
-        write_text(paths.html, render_html(self.title, self.verdict, self.table, self.notes, self.method))
-        write_text(paths.markdown, render_markdown(self.title, self.verdict, self.table, self.notes, self.method))
+        parts = (self.title, self.verdict, self.table, self.notes, self.method)
+        write_text(paths.html, render_html(*parts, tuning=self.tuning))
+        write_text(paths.markdown, render_markdown(*parts, tuning=self.tuning))
         write_text(paths.csv, render_csv(self.table))
         write_text(paths.latex, render_latex(self.table))
         return paths
@@ -59,12 +64,21 @@ class Report:
         return f"{self.verdict}\n\n{summary_table(self.table)}" if self.table.columns else self.verdict
 
 
-def read(runs: Sequence[Path], title: str | None = None) -> Report:
+def read(
+    runs: Sequence[Path],
+    title: str | None = None,
+    *,
+    selection: Mapping[str, Any] | None = None,
+    beside: Sequence[Path] = (),
+) -> Report:
     """Read run folders and work out everything the report says.
 
     Args:
         runs: run folders, or folders that hold run folders.
         title: heading; default, the names of what is compared.
+        selection: how a study chose its learning rates; default, what lies in the folder of a study.
+        beside: runs of the rates that were not chosen: they show how much the rate matters, and are compared with
+            nothing.
 
     Raises:
         ValueError: a folder is missing or no run folder, or a file in it is damaged.
@@ -72,7 +86,19 @@ def read(runs: Sequence[Path], title: str | None = None) -> Report:
     found = [read_run(path) for path in find_runs(runs)]
     table = build_table(found)
     heading = one_line(title) if title else _title(table, found)
-    return Report(heading, one_line(verdict(table), 10_000), table, notes(table, found), build_method(table, found))
+    wider = build_table([*found, *(read_run(path) for path in beside)]) if beside else None
+    tuning = _tuning(runs, selection, wider)
+    said = (*notes(table, found), *(tuning.notes() if tuning else ()))
+    return Report(heading, one_line(verdict(table), 10_000), table, said, build_method(table, found), tuning)
+
+
+def _tuning(runs: Sequence[Path], selection: Mapping[str, Any] | None, wider: ResultTable | None) -> Tuning | None:
+    files = [path / "selection.json" for path in runs]
+    there = [file for file in files if file.is_file()]
+    if selection is None and len(there) == 1:
+        selection = read_json(there[0])
+    tuning = read_tuning(selection, wider) if selection else None
+    return tuning if tuning is not None and tuning.tried else None
 
 
 def build(runs: Sequence[Path], output: Path, title: str | None = None) -> ReportPaths:

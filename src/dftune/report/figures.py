@@ -133,13 +133,18 @@ _INSIDE = (
 )
 
 
-def build_sections(table: ResultTable) -> tuple[Section, ...]:
-    """Every chart for which the runs hold data."""
+def build_sections(table: ResultTable, wider: ResultTable | None = None) -> tuple[Section, ...]:
+    """Every chart for which the runs hold data.
+
+    Args:
+        table: what is compared.
+        wider: the same with further learning rates, for the charts of sensitivity.
+    """
     kinds = (_intervals, _accuracy_curves, _outcomes, _lengths)
     scores = [kind(table, column) for kind in kinds for column in table.whole_columns]
     found = (
         Section("Scores", tuple(figure for kind in scores for figure in kind)),
-        _with_one_legend(Section("Sensitivity", tuple(_sensitivity(table)))),
+        _with_one_legend(Section("Sensitivity", tuple(_sensitivity(wider or table)))),
         _with_one_legend(Section("Loss", tuple(_curves(table.trained, _LOSSES)))),
         Section("Token probabilities before and after", tuple(_histograms(table.trained))),
         _with_one_legend(Section("Inside the training", tuple(_curves(table.trained, _INSIDE)))),

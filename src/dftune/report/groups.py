@@ -13,6 +13,7 @@ from dftune.report.load import Row, Run
 
 _NOT_A_CONDITION = frozenset({"name", "output", "seed", "data.prepared"})
 """Recipe keys that may differ between replicates."""
+LEARNING_RATE = "optimizer.lr"
 _DATA_FILES = frozenset({".jsonl", ".json", ".csv", ".parquet"})
 
 
@@ -141,20 +142,27 @@ def reference_of(group: Group, groups: Sequence[Group]) -> Group | None:
     """What ``group`` is compared with: of the groups of the first objective the one with the most similar recipe.
 
     Groups of ``sft`` come first where there are any, so the reference is then ``sft`` on the same data, where that
-    was run. A group of the first objective has no reference.
+    was run. Learning rates, which each objective may have its own of, only choose between recipes that are equally
+    similar in everything else. A group of the first objective has no reference.
     """
     first = groups[0].objective
     if group.objective == first:
         return None
     candidates = [other for other in groups if other.objective == first]
-    return min(candidates, key=lambda other: _num_differing(group.settings, other.settings))
+    return min(candidates, key=lambda other: _distance(group.settings, other.settings))
+
+
+def _distance(left: Row, right: Row) -> tuple[int, bool]:
+    differing = _differing(left, right)
+    return len(differing - {LEARNING_RATE}), LEARNING_RATE in differing
 
 
 def name_of_reference(group: Group, reference: Group) -> str:
     """The reference's objective where it differs from ``group`` in nothing else, its whole label otherwise."""
-    return reference.label if _num_differing(group.settings, reference.settings) else reference.objective
+    return reference.label if _differing(group.settings, reference.settings) else reference.objective
 
 
-def _num_differing(left: Row, right: Row) -> int:
+def _differing(left: Row, right: Row) -> set[str]:
+    """Keys beside those of the objective."""
     keys = {key for key in (*left, *right) if not key.startswith("objective.")}
-    return sum(canonical_json(left.get(key)) != canonical_json(right.get(key)) for key in keys)
+    return {key for key in keys if canonical_json(left.get(key)) != canonical_json(right.get(key))}

@@ -21,6 +21,7 @@ from dftune.report.method import Method
 from dftune.report.published import build_published
 from dftune.report.samples import build_browser
 from dftune.report.tables import ResultTable
+from dftune.report.tuning import Tuning, grid_of
 
 NUM_STATIC = 6
 """Questions that can be read without a script."""
@@ -28,7 +29,15 @@ NUM_STATIC = 6
 _FOLDER = Path(__file__).parent
 
 
-def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[str], method: Method) -> str:
+def render_html(
+    title: str,
+    verdict: str,
+    table: ResultTable,
+    notes: Sequence[str],
+    method: Method,
+    *,
+    tuning: Tuning | None = None,
+) -> str:
     """The whole file."""
     script = (_FOLDER / "browser.js").read_text(encoding="utf-8")
     browser = build_browser(table)
@@ -40,7 +49,8 @@ def render_html(title: str, verdict: str, table: ResultTable, notes: Sequence[st
             verdict=verdict,
             table=table,
             notes=notes,
-            sections=build_sections(table),
+            sections=build_sections(table, tuning.wider if tuning else None),
+            tuning=tuning,
             browser=browser,
             browser_json=Markup(browser.as_json()),
             static_questions=browser.questions[:NUM_STATIC],
@@ -73,7 +83,7 @@ def _environment() -> Environment:
     )
     filters = (
         *(wording.percent, wording.signed, wording.interval, wording.p_value, wording.detectable),
-        *(wording.count, wording.plural),
+        *(wording.count, wording.plural, grid_of),
     )
     environment.filters |= {function.__name__: function for function in filters}
     return environment

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dftune.evaluate.metrics import Difference
 from dftune.report.conditions import Condition
 from dftune.report.flagged import trained_on
+from dftune.report.groups import LEARNING_RATE
 from dftune.report.load import Evaluation, Run, inner
 from dftune.report.tables import Cell, ResultTable
 from dftune.report.wording import count, interval, listed, one_line, percent, plural, signed
@@ -90,7 +91,7 @@ def _all_noise(where: str, quiet: Sequence[Comparison], *, others: bool) -> str:
 
 
 def _too_small(benchmark: str, noise: Sequence[Difference]) -> str:
-    """What the study could not have counted on seeing, of the comparison that saw least; a smaller one may have luck."""
+    """What could not have been counted on to be seen, by the comparison that saw least."""
     least = max(noise, key=lambda difference: difference.detectable)
     seeds = "one seed" if least.num_seeds == 1 else plural(least.num_seeds, "seed")
     sees = f"{benchmark} has {plural(least.num_questions, 'question')}: with {seeds}, "
@@ -110,18 +111,26 @@ def _comparisons(table: ResultTable) -> Iterator[Comparison]:
             found = [(protocol, cell.versus) for protocol, cell in cells if cell.versus is not None]
             if found:
                 found.sort(key=lambda one: one[1].sign == 0)
-                reference = next(cell.reference for _, cell in cells if cell.versus is not None)
                 other = next(other for other in table.conditions if other.label == table.compared_with[row.label])
-                yield Comparison(shown, row, reference, _shared_details(row, other), tuple(found))
+                shared = _shared_details(row, other)
+                reference = next(cell.reference for _, cell in cells if cell.versus is not None)
+                yield Comparison(shown, row, _own_name(other, shared) if shared else reference, shared, tuple(found))
 
 
 def _shared_details(row: Condition, reference: Condition) -> Details:
-    """The circumstances under which the two meet; none where they differ in more than the objective."""
+    """The circumstances under which the two meet; none where they differ in more than objective and learning rate."""
     ours, theirs = (
-        tuple(one for one in (side.group.details if side.group else ()) if not one[0].startswith("objective."))
+        {key: shown for key, shown in (side.group.details if side.group else ()) if not key.startswith("objective.")}
         for side in (row, reference)
     )
-    return ours if ours == theirs else ()
+    differing = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
+    return tuple(one for one in ours.items() if one[0] not in differing) if differing <= {LEARNING_RATE} else ()
+
+
+def _own_name(condition: Condition, shared: Details) -> str:
+    """What a condition is called beside others under the same circumstances."""
+    own = [one[1] for one in (condition.group.details if condition.group else ()) if one not in shared]
+    return f"{condition.name} ({', '.join(own)})" if own else condition.name
 
 
 def _sentence(one: Comparison, where: str) -> str:
@@ -145,9 +154,7 @@ def _circumstances(one: Comparison) -> tuple[str, str]:
     """What both sides share and other comparisons do not, and the name of the condition without it."""
     if not one.shared or one.row.group is None:
         return "", one.row.label
-    own = [shown for key, shown in one.row.group.details if (key, shown) not in one.shared]
-    name = f"{one.row.name} ({', '.join(own)})" if own else one.row.name
-    return " ".join(_circumstance(key, shown) for key, shown in one.shared), name
+    return " ".join(_circumstance(key, shown) for key, shown in one.shared), _own_name(one.row, one.shared)
 
 
 def _circumstance(key: str, shown: str) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dftune.files import write_json
 from dftune.progress import Progress
@@ -173,14 +173,14 @@ def finish(plan: Plan, board: Board, title: str | None = None) -> Outcome:
     states = board.states()
     chosen = plan.choices(states)
     choices = None if chosen is None else tuple(chosen)
-    select = plan.recipe.study.select
+    select, selection = plan.recipe.study.select, None
     if choices is not None and select is not None:
-        rows = [choice.row() for choice in choices]
-        write_json(plan.folder / "selection.json", {**select.model_dump(mode="json"), "choices": rows})
+        selection = {**select.model_dump(mode="json"), "choices": [choice.row() for choice in choices]}
+        write_json(plan.folder / "selection.json", selection)
     cells = done_cells(plan, states)
     unequal = tuple(check_budgets(cells, plan.recipe.study.equal))
     write_json(plan.folder / "budgets.json", {"equal": list(plan.recipe.study.equal), "differences": list(unequal)})
-    report, html = _report(plan, [cell for cell in cells if _is_chosen(cell, choices)], title)
+    report, html = _report(plan, cells, choices, selection, title)
     failed = {name: state.error for name, state in sorted(states.items()) if state.status == "failed"}
     return Outcome(choices, failed, unequal, report, html)
 
@@ -201,14 +201,22 @@ def _is_chosen(cell: Cell, choices: tuple[Choice, ...] | None) -> bool:
     return any(choice.key == cell.key and choice.lr == cell.lr for choice in choices or ())
 
 
-def _report(plan: Plan, cells: list[Cell], title: str | None) -> tuple[Report | None, Path | None]:
-    """The report on the chosen cells and the base models."""
+def _report(
+    plan: Plan,
+    cells: list[Cell],
+    choices: tuple[Choice, ...] | None,
+    selection: Mapping[str, Any] | None,
+    title: str | None,
+) -> tuple[Report | None, Path | None]:
+    """The report on the chosen cells and the base models; the others show how much the rate matters."""
     from dftune import report  # noqa: PLC0415
 
     base = plan.folder / "base"
-    folders = [cell.recipe.output for cell in cells if (cell.recipe.output / "manifest.json").is_file()]
+    there = [cell for cell in cells if (cell.recipe.output / "manifest.json").is_file()]
+    folders = [cell.recipe.output for cell in there if _is_chosen(cell, choices)]
     folders += sorted(path for path in base.iterdir() if (path / "manifest.json").is_file()) if base.is_dir() else []
     if not folders:
         return None, None
-    found = report.read(folders, title or plan.recipe.name)
+    beside = [cell.recipe.output for cell in there if cell.recipe.output not in folders]
+    found = report.read(folders, title or plan.recipe.name, selection=selection, beside=beside)
     return found, found.write(plan.folder).html
