@@ -13,6 +13,7 @@ import yaml
 from tests.study.tiny import sections, study_values
 from tests.train.runs import assert_same_run, rows_of
 
+from dftune import report
 from dftune.cli import main
 from dftune.config import validate
 from dftune.data.dataset import PreparedDataset
@@ -93,7 +94,28 @@ def test_only_the_chosen_runs_have_met_the_benchmarks_and_the_base_has_met_them_
     assert [path.name for path in (recipe.output / "base").iterdir()] == ["base"]
     report = (recipe.output / "report.md").read_text()
     assert all(name in report for name in ("base", "sft", "dynamic_ft", "stories"))
-    assert "choose" not in report
+    assert "choose.greedy" not in report
+
+
+def test_the_report_says_how_rates_were_chosen_and_shows_those_that_were_not(finished):
+    recipe, outcome = finished
+    choices = read_json(recipe.output / "selection.json")["choices"]
+    lines = (recipe.output / "report.md").read_text().splitlines()
+    start = lines.index("## Choice of learning rates")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : start + 6]]
+    assert table[0] == ["objective", "chosen", "accuracy on choose, by rate"]
+    assert table[2:] == [
+        [one["objective"], f"{one['lr']:g}", ", ".join(f"{at['lr']:g}: {at['value']:.3f}" for at in one["grid"])]
+        for one in choices
+    ]
+    html = (recipe.output / "report.html").read_text()
+    assert "NLL on held-out rows by learning rate" in html
+    assert html.count("<h2>Choice of learning rates</h2>") == 1
+    assert {row.label for row in outcome.report.table.conditions} >= {"base"}
+    assert len(outcome.report.table.trained) == 2
+    whole = report.read([recipe.output])  # every rate by itself, and the same choice
+    assert len(whole.table.trained) == 4
+    assert whole.tuning.rows == outcome.report.tuning.rows
 
 
 def test_data_are_prepared_once_and_all_objectives_saw_the_same_tokens_at_every_step(finished):

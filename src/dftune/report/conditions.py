@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -11,7 +11,7 @@ from dftune.report.load import Evaluation, Run, inner
 from dftune.report.wording import plural
 
 NUM_STYLES = 8
-"""Colours, dashes and markers that style.css tells apart; further conditions begin again."""
+"""Colours, dashes and markers that style.css tells apart; more conditions share them by method."""
 
 
 @dataclass(frozen=True, order=True)
@@ -78,6 +78,12 @@ class Condition:
         return ", ".join(shown for _, shown in self.group.details) if self.group else ""
 
     @property
+    def method(self) -> str:
+        """Its objective with what of its options tells it from others: ``power (alpha 0.5)``."""
+        own = [shown for key, shown in (self.group.details if self.group else ()) if key.startswith("objective.")]
+        return f"{self.name} ({', '.join(own)})" if own else self.name
+
+    @property
     def name(self) -> str:
         """The label without its details."""
         return self.label.removesuffix(f" ({self.details})") if self.details else self.label
@@ -111,14 +117,30 @@ def find_conditions(
     if not bases and trained and len(evaluated) == 1:
         bases = list(evaluated)
     rows = _base_rows(trained, bases, columns)
-    for group in groups:
+    styles = styles_of([_method(group) for group in groups])
+    for group, style in zip(groups, styles, strict=True):
         scored = {column: _scored(group.runs, bases, column) for column in columns}
-        rows.append(Condition(group.label, "trained", _next_style(rows), group.runs, scored, group))
-    for run in evaluated:
-        if run not in bases:
-            last = {column: _scored([run], [], column, first_step=0) for column in columns}
-            rows.append(Condition(_unused(run.name, rows), "model", _next_style(rows), (run,), last))
+        rows.append(Condition(group.label, "trained", style, group.runs, scored, group))
+    further = [run for run in evaluated if run not in bases]
+    for style, run in enumerate(further, max(styles, default=0)):
+        last = {column: _scored([run], [], column, first_step=0) for column in columns}
+        rows.append(Condition(_unused(run.name, rows), "model", style % NUM_STYLES + 1, (run,), last))
     return tuple(rows)
+
+
+def styles_of(methods: Sequence[Hashable]) -> list[int]:
+    """One for each; where there are more than styles, one a method, so that it looks the same under all circumstances.
+
+    Args:
+        methods: what each is trained with, objective and options.
+    """
+    places = {method: place for place, method in enumerate(dict.fromkeys(methods))}
+    by_place = range(len(methods)) if len(methods) <= NUM_STYLES else [places[method] for method in methods]
+    return [place % NUM_STYLES + 1 for place in by_place]
+
+
+def _method(group: Group) -> Hashable:
+    return group.objective, tuple(one for one in group.details if one[0].startswith("objective."))
 
 
 def _base_rows(trained: Sequence[Run], bases: Sequence[Run], columns: Sequence[Column]) -> list[Condition]:
@@ -193,10 +215,6 @@ def _scored(runs: Sequence[Run], bases: Sequence[Run], column: Column, first_ste
             last = max(steps, key=lambda evaluation: evaluation.step)
             found.append(Scored(run, last, _base_of(run, bases, column)))
     return tuple(found)
-
-
-def _next_style(rows: Sequence[Condition]) -> int:
-    return sum(row.kind != "base" for row in rows) % NUM_STYLES + 1
 
 
 def _unused(name: str, rows: Sequence[Condition]) -> str:
