@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -79,14 +79,13 @@ class Condition:
 
     @property
     def method(self) -> str:
-        """Its objective with what of its options tells it from others: ``power (alpha 0.5)``."""
-        own = [shown for key, shown in (self.group.details if self.group else ()) if key.startswith("objective.")]
-        return f"{self.name} ({', '.join(own)})" if own else self.name
+        """Its objective with what of its options tells it from others."""
+        return self.group.method if self.group else self.label
 
     @property
     def name(self) -> str:
         """The label without its details."""
-        return self.label.removesuffix(f" ({self.details})") if self.details else self.label
+        return self.group.name if self.group else self.label
 
 
 def find_columns(runs: Sequence[Run]) -> tuple[Column, ...]:
@@ -117,7 +116,7 @@ def find_conditions(
     if not bases and trained and len(evaluated) == 1:
         bases = list(evaluated)
     rows = _base_rows(trained, bases, columns)
-    styles = styles_of([_method(group) for group in groups])
+    styles = styles_of([group.method for group in groups])
     for group, style in zip(groups, styles, strict=True):
         scored = {column: _scored(group.runs, bases, column) for column in columns}
         rows.append(Condition(group.label, "trained", style, group.runs, scored, group))
@@ -128,7 +127,7 @@ def find_conditions(
     return tuple(rows)
 
 
-def styles_of(methods: Sequence[Hashable]) -> list[int]:
+def styles_of(methods: Sequence[str]) -> list[int]:
     """One for each; where there are more than styles, one a method, so that it looks the same under all circumstances.
 
     Args:
@@ -137,10 +136,6 @@ def styles_of(methods: Sequence[Hashable]) -> list[int]:
     places = {method: place for place, method in enumerate(dict.fromkeys(methods))}
     by_place = range(len(methods)) if len(methods) <= NUM_STYLES else [places[method] for method in methods]
     return [place % NUM_STYLES + 1 for place in by_place]
-
-
-def _method(group: Group) -> Hashable:
-    return group.objective, tuple(one for one in group.details if one[0].startswith("objective."))
 
 
 def _base_rows(trained: Sequence[Run], bases: Sequence[Run], columns: Sequence[Column]) -> list[Condition]:

@@ -35,6 +35,16 @@ class Group:
     runs: tuple[Run, ...]
     details: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The label without the details."""
+        return self.label.removesuffix(f" ({', '.join(shown for _, shown in self.details)})")
+
+    @property
+    def method(self) -> str:
+        """Its objective with what of its options tells it from others: ``power (alpha 0.5)``."""
+        return _label(self.name, [one for one in self.details if one[0].startswith("objective.")])
+
 
 def group_runs(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Sort trained runs into groups of replicates.
