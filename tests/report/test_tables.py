@@ -14,8 +14,9 @@ from dftune.files import fingerprint, write_text
 from dftune.report.groups import group_runs, reference_of
 from dftune.report.load import Run, find_runs, read_run
 from dftune.report.markdown import summary_table
+from dftune.report.notes import notes
 from dftune.report.tables import Cell, ResultTable, build_table
-from dftune.report.verdict import notes, verdict
+from dftune.report.verdict import verdict
 from tests.report.conftest import make_recipe, verdict_rows, write_evaluation, write_manifest
 
 

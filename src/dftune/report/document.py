@@ -13,9 +13,10 @@ from dftune.report.html import render_html
 from dftune.report.load import Run, find_runs, read_run
 from dftune.report.markdown import render_markdown, summary_table
 from dftune.report.method import Method, build_method
+from dftune.report.notes import notes
 from dftune.report.tables import ResultTable, build_table
 from dftune.report.tuning import Tuning, read_tuning
-from dftune.report.verdict import notes, verdict
+from dftune.report.verdict import verdict
 from dftune.report.wording import listed, one_line
 
 
@@ -89,7 +90,7 @@ def read(
     wider = build_table([*found, *(read_run(path) for path in beside)]) if beside else None
     tuning = _tuning(runs, selection, wider)
     said = (*notes(table, found), *(tuning.notes() if tuning else ()))
-    return Report(heading, one_line(verdict(table), 10_000), table, said, build_method(table, found), tuning)
+    return Report(heading, one_line(verdict(table, tuning), 10_000), table, said, build_method(table, found), tuning)
 
 
 def _tuning(runs: Sequence[Path], selection: Mapping[str, Any] | None, wider: ResultTable | None) -> Tuning | None:

@@ -82,7 +82,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     filters = (
-        *(wording.percent, wording.signed, wording.interval, wording.p_value, wording.detectable),
+        *(wording.percent, wording.signed, wording.interval, wording.p_value, wording.detectable, wording.doubt),
         *(wording.count, wording.plural, grid_of),
     )
     environment.filters |= {function.__name__: function for function in filters}

@@ -13,7 +13,7 @@ from dftune.report.method import Method
 from dftune.report.published import Published, build_published
 from dftune.report.tables import Cell, ResultTable
 from dftune.report.tuning import Tuning, grid_of
-from dftune.report.wording import count, detectable, interval, one_line, p_value, percent, signed
+from dftune.report.wording import count, detectable, doubt, interval, one_line, p_value, percent, signed
 
 _DASH = "—"
 
@@ -75,7 +75,7 @@ def summary_table(table: ResultTable) -> str:
 def _versus(cell: Cell, *, name: bool) -> str:
     if cell.versus is None:
         return _DASH
-    noise = "" if cell.versus.sign else ", within the noise"
+    noise = f", {doubt(cell.versus)}" if doubt(cell.versus) else ""
     against = f" against {cell.reference}" if name else ""
     return f"{signed(cell.versus.mean)} ({interval(cell.versus.low, cell.versus.high)}){against}{noise}"
 

@@ -60,6 +60,20 @@ def detectable(difference: Difference) -> str:
     return percent(difference.detectable) if difference.detectable < 1 else "—"
 
 
+def doubt(difference: Difference, num_comparisons: int | None = None) -> str:
+    """Why a difference is not called one; empty where it is.
+
+    Args:
+        difference: corrected for its family.
+        num_comparisons: of the family, to be named; None names the correction.
+    """
+    if difference.sign:
+        return ""
+    if difference.p >= 0.05 or difference.low <= 0 <= difference.high:
+        return "within the noise"
+    return "not clear after Holm" if num_comparisons is None else f"not clear among {num_comparisons} comparisons"
+
+
 def p_value(value: float) -> str:
     """Two digits that matter."""
     return f"{value:.4f}" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
