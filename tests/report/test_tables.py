@@ -17,6 +17,7 @@ from dftune.report.markdown import summary_table
 from dftune.report.notes import notes
 from dftune.report.tables import Cell, ResultTable, build_table
 from dftune.report.verdict import verdict
+from dftune.report.wording import doubt
 from tests.report.conftest import make_recipe, verdict_rows, write_evaluation, write_manifest
 
 
@@ -88,6 +89,14 @@ def test_a_label_names_the_keys_in_which_groups_differ_and_no_others() -> None:
         "power (source noisy, alpha 0.5)",
         "sft (source clean)",
     ]
+
+
+def test_of_several_options_a_label_names_those_in_which_groups_of_the_objective_differ() -> None:
+    many = {"w_min": 0.0, "w_max": 16.0, "temperature": 1.0}
+    runs = [make_run("a", "sft", 0), make_run("b", "iw_sft", 0, options=many)]
+    assert [group.label for group in group_runs(runs)[0]] == ["sft", "iw_sft"]
+    runs.append(make_run("c", "iw_sft", 0, options={**many, "w_max": 4.0}))
+    assert [group.label for group in group_runs(runs)[0]] == ["sft", "iw_sft (w_max 16)", "iw_sft (w_max 4)"]
 
 
 def test_each_condition_is_compared_with_sft_on_the_same_data_and_stands_behind_it() -> None:
@@ -435,13 +444,73 @@ def test_many_comparisons_without_a_finding_are_one_sentence(tmp_path: Path) -> 
         write_scored(tmp_path, objective, objective, 0, "1" * right + "0" * (100 - right))
     words = verdict(table_of(tmp_path))
     assert words.startswith(
-        "On arith (100 questions), all differences between a condition and its reference are within the noise "
-        "(\N{MINUS SIGN}1.0 to +2.0 points). arith has 100 questions: with one seed, differences under about "
+        "On arith (100 questions), none of 4 conditions differs clearly from sft (\N{MINUS SIGN}1.0 to +2.0 points). "
+        "arith has 100 questions: with one seed, differences under about "
     )
     write_scored(tmp_path, "best", "deft", 0, "1" * 90 + "0" * 10)
     words = verdict(table_of(tmp_path))
     assert words.startswith("On arith (100 questions), deft answers 50.0 points more than sft")
-    assert "On arith, all other differences are within the noise (" in words
+    assert "). No other difference is clear (\N{MINUS SIGN}1.0 to +2.0 points). arith has 100 questions" in words
+
+
+def test_conditions_under_the_same_circumstances_are_told_together_findings_first(tmp_path: Path) -> None:
+    rights = {"clean": (40, 41, 42, 43, 39), "noisy": (40, 90, 41, 42, 43)}
+    for source, numbers in rights.items():
+        for objective, right in zip(("sft", "dynamic_ft", "eaft", "power", "talr"), numbers, strict=True):
+            verdicts = "1" * right + "0" * (100 - right)
+            write_scored(tmp_path, f"{source}-{objective}", objective, 0, verdicts, source=f"{source}.jsonl")
+    words = verdict(table_of(tmp_path))
+    assert words.startswith(
+        "On arith (100 questions), trained on noisy: dynamic_ft answers 50.0 points more than sft ("
+    )
+    assert "There, no other difference is clear (+1.0 to +3.0 points). Trained on clean: none of 4 conditions " in words
+    assert "differs clearly from sft (\N{MINUS SIGN}1.0 to +3.0 points). arith has 100 questions" in words
+
+
+def test_many_findings_are_listed_without_their_intervals(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s", "sft", 0, "1" * 50 + "0" * 50)
+    names = ("dynamic_ft", "deft", "eaft", "power", "talr", "asft")
+    for objective in names:
+        write_scored(tmp_path, objective, objective, 0, "1" * 90 + "0" * 10)
+    write_scored(tmp_path, "w", "psft", 0, "1" * 20 + "0" * 80)
+    write_scored(tmp_path, "q", "chord_phi", 0, "1" * 51 + "0" * 49)
+    words = verdict(table_of(tmp_path))
+    listed = "asft (+40.0 points), deft (+40.0), dynamic_ft (+40.0), eaft (+40.0), power (+40.0) and talr (+40.0)"
+    assert words.startswith(
+        f"On arith (100 questions), better than sft are {listed}; worse than sft is psft (\N{MINUS SIGN}30.0). No "
+        "other difference is clear (+1.0 points). "
+    )
+
+
+def test_what_is_clear_alone_and_not_among_many_is_called_neither_a_difference_nor_noise(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s", "sft", 0, "0" * 100)
+    write_scored(tmp_path, "d", "dynamic_ft", 0, "1" * 7 + "0" * 93)
+    assert "dynamic_ft answers 7.0 points more than sft" in verdict(table_of(tmp_path))
+    for objective in ("eaft", "power", "talr", "deft", "asft"):
+        write_scored(tmp_path, objective, objective, 0, "1" * 2 + "0" * 98)
+    table = table_of(tmp_path)
+    versus = cell_of(table, "dynamic_ft").versus
+    assert versus is not None
+    assert versus.low > 0
+    assert (versus.sign, doubt(versus)) == (0, "not clear after Holm")
+    assert doubt(versus, 6) == "not clear among 6 comparisons"
+    eaft = cell_of(table, "eaft").versus
+    assert eaft is not None
+    assert doubt(eaft) == "within the noise"
+    assert summary_table(table).count("not clear after Holm") == 1
+
+
+def test_samples_are_called_by_their_number(tmp_path: Path) -> None:
+    for objective, right in (("sft", 30), ("dynamic_ft", 60)):
+        run = write_scored(tmp_path, objective, objective, 0, "1" * 30 + "0" * 70)
+        rows = [
+            row | {"sample": sample} for sample in (0, 1) for row in verdict_rows("1" * right + "0" * (100 - right))
+        ]
+        settings = {"protocol": "sample", "num_samples": 2, "protocols": ["avg@2", "maj@2"]}
+        write_evaluation(run, 10, rows, **settings)
+    words = verdict(table_of(tmp_path))
+    assert "dynamic_ft answers 30.0 points more than sft (mean of 2 samples, 95 % interval " in words
+    assert " and 30.0 points more by majority of 2 samples (" in words
 
 
 def test_two_seeds_are_said_to_be_few_and_three_are_not(tmp_path: Path) -> None:

@@ -259,13 +259,17 @@ def _sensitivity(table: ResultTable) -> Iterator[Figure]:
             x_label=chart.x_label,
             y_label=chart.y_label,
             x_scale=log_scale([x for line in lines for x, _ in line.mean]),
+            y_scale=chart.y_scale,
         )
         yield Figure(chart.title, svg, chart.caption, _legend(lines))
 
 
 def _outcomes(table: ResultTable, column: Column) -> Iterator[Figure]:
     rows = [
-        (row.label, [Part(name, stats.count, _listed(stats.reasons)) for name, stats in found.categories.items()])
+        (
+            one_line(row.label, MOST_SPAN),
+            [Part(name, stats.count, _listed(stats.reasons)) for name, stats in found.categories.items()],
+        )
         for row in table.conditions
         if (found := table.cell(row, column).diagnosis) is not None
     ]
@@ -301,7 +305,7 @@ def _lengths(table: ResultTable, column: Column) -> Iterator[Figure]:
     title = f"Length by verdict{_on(table, column)}"
     spans = [
         Span(
-            one_line(f"{row.label}: {name}", MOST_SPAN - 8),
+            f"{one_line(row.label, MOST_SPAN - 10 - len(name))}: {name}",
             *(row.style, tokens[0.5], tokens[0.1], tokens[0.9]),
             shown=f"{tokens[0.5]:,}",
         )

@@ -120,16 +120,38 @@ def _label(name: str, details: Sequence[tuple[str, str]]) -> str:
 
 
 def _details(settings: Sequence[Row]) -> list[tuple[tuple[str, str], ...]]:
-    """The keys in which groups differ, each by the shortest ending that names it, with the value in each group."""
+    """The keys in which groups differ, each by the shortest ending that names it, with the value in each group.
+
+    Of an objective's own options those in which its groups differ, or its only one: the recipes have the others.
+    """
     keys = list(dict.fromkeys(key for values in settings for key in values))
     differing = [key for key in keys if key != "objective.name" and _differs(key, settings)]
-    endings = Counter(key.rsplit(".", 1)[-1] for key in differing)
-    short = {key: ending if endings[ending := key.rsplit(".", 1)[-1]] == 1 else key for key in differing}
-    shown = {key: _shown([values.get(key) for values in settings]) for key in differing}
+    named = [
+        key for key in differing if not _is_option(key) or any(_names(key, values, settings) for values in settings)
+    ]
+    endings = Counter(key.rsplit(".", 1)[-1] for key in named)
+    short = {key: ending if endings[ending := key.rsplit(".", 1)[-1]] == 1 else key for key in named}
+    shown = {key: _shown([values.get(key) for values in settings]) for key in named}
     return [
-        tuple((key, f"{short[key]} {shown[key][index]}") for key in differing if key in values)
+        tuple(
+            (key, f"{short[key]} {shown[key][index]}")
+            for key in named
+            if key in values and (not _is_option(key) or _names(key, values, settings))
+        )
         for index, values in enumerate(settings)
     ]
+
+
+def _is_option(key: str) -> bool:
+    return key.startswith("objective.")
+
+
+def _names(option: str, values: Row, settings: Sequence[Row]) -> bool:
+    """Whether an option is needed to tell what a group was trained with."""
+    if option not in values:
+        return False
+    variants = [other for other in settings if other.get("objective.name") == values.get("objective.name")]
+    return _differs(option, variants) or sum(map(_is_option, values)) == 2  # the name, and this one
 
 
 def _differs(key: str, settings: Sequence[Row]) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from dftune.files import canonical_json
-from dftune.report.charts import Line
+from dftune.report.charts import Line, Scale, linear_scale
 from dftune.report.conditions import Column, Condition, styles_of
 from dftune.report.curves import MANY_SEEDS
 from dftune.report.panels import panels
@@ -28,6 +28,7 @@ class Sensitivity:
     y_label: str
     lines: tuple[Line, ...]
     caption: str
+    y_scale: Scale
 
 
 def sensitivity_charts(table: ResultTable) -> Iterator[Sensitivity]:
@@ -36,11 +37,21 @@ def sensitivity_charts(table: ResultTable) -> Iterator[Sensitivity]:
         for column in table.whole_columns:
             on = f" on {table.name(column)}" if len(table.columns) > 1 else ""
             caption = "Final accuracy of each run, mean over its seeds. An optimum at an end may lie beyond it."
-            for title, lines in _charts(table, key, partial(_final_accuracies, table, column)):
-                yield Sensitivity(f"Accuracy{on} by {name}{title}", name, "accuracy, %", lines, caption)
+            charts = _charts(table, key, partial(_final_accuracies, table, column))
+            yield from _alike(charts, f"Accuracy{on} by {name}", name, "accuracy, %", caption)
         caption = "At the last validation. Where demonstrations are wrong, fitting them better is no gain."
-        for title, lines in _charts(table, key, _last_nll):
-            yield Sensitivity(f"NLL on held-out rows by {name}{title}", name, "nats per token", lines, caption)
+        charts = _charts(table, key, _last_nll)
+        yield from _alike(charts, f"NLL on held-out rows by {name}", name, "nats per token", caption)
+
+
+def _alike(
+    charts: Iterable[tuple[str, tuple[Line, ...]]], title: str, x_label: str, y_label: str, caption: str
+) -> Iterator[Sensitivity]:
+    """Panels of one thing, on one scale."""
+    charts = list(charts)
+    y_scale = linear_scale([y for _, lines in charts for line in lines for y in line.values])
+    for ending, lines in charts:
+        yield Sensitivity(f"{title}{ending}", x_label, y_label, lines, caption, y_scale)
 
 
 def _final_accuracies(table: ResultTable, column: Column, row: Condition) -> list[float]:

@@ -111,7 +111,7 @@ def _told(members: Sequence[Comparison], where: str, num_comparisons: int, *, sh
     ]
     if quiet:
         means = sorted(difference.mean for one in quiet for _, difference in one.found)
-        ends = f"({signed(means[0])} to {signed(means[-1])} points)"
+        ends = f"({' to '.join(dict.fromkeys(signed(means[place]) for place in (0, -1)))} points)"
         none = f"none of {len(quiet)} conditions differs clearly from {_references(quiet)} {ends}."
         sentences.append(f"no other difference is clear {ends}." if clear else none)
     for index, sentence in enumerate(sentences):
