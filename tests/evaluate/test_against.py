@@ -266,5 +266,5 @@ def test_several_benchmarks_are_corrected_for_their_number(tmp_path: Path) -> No
     assert [one.difference.p_adjusted for one in together] == holm([one.difference.p for one in together])
     assert together[0].difference.detectable > alone.difference.detectable
     said = format_comparisons(together)
-    assert "findings hold for all 20 comparisons together (Holm)" in said
+    assert "Findings hold for all 20 comparisons together (Holm)" in said
     assert together[0].to_json()["difference"]["p_adjusted"] == together[0].difference.p_adjusted

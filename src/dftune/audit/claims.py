@@ -278,7 +278,7 @@ class Mixed:
         if not pairs or len(behind) > _FEW * len(pairs):
             return
         shown = f"better on {len(pairs) - len(behind)} of {len(pairs)}"
-        why = f"{_name(self.model, self.method, '')} has more than {self.over} on all benchmarks"
+        why = f"{self.model} {self.method} has more than {self.over} on all benchmarks".lstrip()
         why += f" but {', '.join(behind)}" if behind else ""
         yield place.finding("inconsistent", shown, why, "note")
 

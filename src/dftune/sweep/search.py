@@ -120,13 +120,15 @@ class Search:
         states = self._optuna.trial.TrialState
         while True:
             with self.lock():
-                running = self.study.get_trials(deepcopy=False, states=[states.RUNNING])
-                for frozen in running:
-                    name = trial_name(frozen.number)
+                running = self._running()
+                for number, frozen in running.items():
+                    name = trial_name(number)
                     if self.board.ended(name):
-                        self.study.tell(frozen.number, state=states.FAIL)
+                        self.study.tell(number, state=states.FAIL)
                     elif (claim := self.board.claims.take(name)) is not None:
-                        return self._optuna.Trial(self.study, frozen._trial_id), claim
+                        if number in self._running():
+                            return self._optuna.Trial(self.study, frozen._trial_id), claim
+                        self.board.claims.give_back(claim)  # its process has ended it since we looked
                 known = self.study.get_trials(deepcopy=False)
                 num_begun = sum(one.state != states.WAITING for one in known)
                 if num_begun < self.recipe.sweep.size:
@@ -139,6 +141,11 @@ class Search:
             if not running:
                 return None
             time.sleep(_WAIT_S)
+
+    def _running(self) -> dict[int, optuna.trial.FrozenTrial]:
+        """Trials by number that nobody has said the end of."""
+        states = [self._optuna.trial.TrialState.RUNNING]
+        return {frozen.number: frozen for frozen in self.study.get_trials(deepcopy=False, states=states)}
 
     def _sampler(self, number: int) -> Any:
         """A sampler whose draws follow from the seed and the number of the trial: a sweep taken up repeats none."""
