@@ -125,7 +125,7 @@ def _told(members: Sequence[Comparison], where: str, num_comparisons: int, *, sh
 
 def _summed_up(clear: Sequence[Comparison]) -> str:
     """Many findings in one sentence, each by its first clear protocol."""
-    parts = []
+    parts: list[str] = []
     for sign, word in ((1, "better"), (-1, "worse")):
         found = [(_own_name(one.row, one.shared), one.found[0][1]) for one in clear if one.found[0][1].sign == sign]
         points = [
