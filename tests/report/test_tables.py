@@ -92,9 +92,10 @@ def test_a_label_names_the_keys_in_which_groups_differ_and_no_others() -> None:
 
 
 def test_of_several_options_a_label_names_those_in_which_groups_of_the_objective_differ() -> None:
-    many = {"w_min": 0.0, "w_max": 16.0, "temperature": 1.0}
-    runs = [make_run("a", "sft", 0), make_run("b", "iw_sft", 0, options=many)]
-    assert [group.label for group in group_runs(runs)[0]] == ["sft", "iw_sft"]
+    many, one = {"w_min": 0.0, "w_max": 16.0, "temperature": 1.0}, {"alpha": 0.5, "p_min": None}
+    runs = [make_run("a", "sft", 0), make_run("b", "iw_sft", 0, options=many), make_run("p", "power", 0, options=one)]
+    assert [group.label for group in group_runs(runs)[0]] == ["sft", "iw_sft", "power (alpha 0.5)"]
+    runs = runs[:2]
     runs.append(make_run("c", "iw_sft", 0, options={**many, "w_max": 4.0}))
     assert [group.label for group in group_runs(runs)[0]] == ["sft", "iw_sft (w_max 16)", "iw_sft (w_max 4)"]
 

@@ -151,7 +151,8 @@ def _names(option: str, values: Row, settings: Sequence[Row]) -> bool:
     if option not in values:
         return False
     variants = [other for other in settings if other.get("objective.name") == values.get("objective.name")]
-    return _differs(option, variants) or sum(map(_is_option, values)) == 2  # the name, and this one
+    own = [key for key, value in values.items() if _is_option(key) and key != "objective.name" and value is not None]
+    return _differs(option, variants) or own == [option]
 
 
 def _differs(key: str, settings: Sequence[Row]) -> bool:
