@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from tests.study.tiny import sections, study_values
 from tests.train.runs import assert_same_run, rows_of
 
@@ -158,6 +160,44 @@ def test_reference_log_probabilities_are_computed_once_for_all_objectives_and_se
     stored = [path.name for path in (recipe.output / "prepared/data/reference").iterdir() if path.is_dir()]
     assert len(list((recipe.output / "cells").iterdir())) == 4
     assert stored == list(references)
+
+
+def test_each_model_of_a_study_is_evaluated_once_and_its_runs_gain_over_it(tmp_path):
+    test = tmp_path / "stories.jsonl"
+    write_problems(test, generate(4, seed=0, split="test"))
+    write_problems(tmp_path / "train.jsonl", generate(20, seed=0, split="train"))
+    for name, scale in (("demo", 1.0), ("halved", 0.5)):
+        folder = Path(shutil.copytree(BASE_MODEL, tmp_path / name))
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {key: scale * value for key, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
+    study = {
+        "objectives": OBJECTIVES,
+        "seeds": [0],
+        "lrs": [1e-4],
+        "models": {name: {"path": str(tmp_path / name)} for name in ("demo", "halved")},
+    }
+    changes = {
+        "data": {"source": str(tmp_path / "train.jsonl")},
+        "model": {"scratch": None},
+        "train": {"steps": 1, "batch_size": 2},
+        "evaluate": {"benchmarks": [str(test)], "max_tokens": 8},
+    }
+    recipe = make_study(study_values(tmp_path, study, **changes), "test")
+    outcome = run_here(recipe)
+    assert outcome.sound
+    assert sorted(path.name for path in (recipe.output / "base").iterdir()) == ["base-demo", "base-halved"]
+    assert sorted(path.name for path in (recipe.output / "cells").iterdir()) == [
+        f"{model}-{objective}-lr1e-4-s0" for model in ("demo", "halved") for objective in ("dynamic_ft", "sft")
+    ]
+    table = outcome.report.table
+    assert [row.label for row in table.conditions if row.kind == "base"] == ["base (demo)", "base (halved)"]
+    (column,) = table.columns
+    for row in table.trained:
+        base = table.base_of(row, column)
+        assert base.label == f"base ({row.details.removeprefix('path ')})"
+        assert table.compared_with.get(row.label) == (None if row.name == "sft" else f"sft ({row.details})")
 
 
 def test_a_finished_study_is_not_run_again(finished):
