@@ -24,6 +24,8 @@ BENCHMARKS = {"math500": 500, "minerva_math": 272, "olympiadbench": 675, "aime24
 BENCHMARKS |= {"math": 5000}
 FIVE = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
 NUMINA = "AI-MO/NuminaMath-CoT"
+OFFLINE = "generated/numinamath-cot-offline"
+METAMATH_NEGATIVES = "generated/metamathqa-mistral"
 
 
 @dataclass(frozen=True)
@@ -111,19 +113,23 @@ BF16 = "the released code holds weights and optimizer in bfloat16, this one in f
 
 @dataclass(frozen=True)
 class Recipe:
-    """A file: its name, what it is, what it needs, and its sections."""
+    """A file: its name, what it is, what it needs, its sections, what was published, and what to know."""
 
     name: str
     title: str
     needs: str
     sections: Mapping[str, Any]
     published: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The file."""
         head = [f"# {self.title}", f"# Needs, estimated and not measured: {self.needs}"]
+        head += [f"# {remark}" for remark in self.remarks]
         head.append("# Written by scripts/make_paper_recipes.py from the published table; change it there.")
-        values = {"name": self.name, "seed": 0, **self.sections, "published": self.published}
+        values: dict[str, Any] = {"name": self.name, "seed": 0, **self.sections}
+        if self.published:
+            values["published"] = self.published
         return "\n".join(head) + "\n" + dump(values)
 
 
@@ -204,6 +210,7 @@ def _dynamic(
     lr: float | None = None,
     batch_size: int = 256,
     data: dict[str, Any] | None = None,
+    generate: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
     num_examples: int = 100_000,
 ) -> Recipe:
@@ -226,6 +233,8 @@ def _dynamic(
         },
         "evaluate": evaluate,
     }
+    if generate:
+        sections["generate"] = generate
     if model.num_gpus > 1:
         sections["distributed"] = {"strategy": "fsdp"}
     formats = TWO_FORMATS if model.evaluated else ONE_FORMAT
@@ -283,12 +292,15 @@ def dynamic_tables() -> Iterator[Recipe]:
 def _offline(objective: str, values: tuple[float, ...], iw_note: str) -> Recipe:
     pairs = objective == "dpo"
     file = "pairs" if pairs else "rft"
-    data = _math_data(
-        SMALL, source=f"generated/numinamath-cot-offline/{file}.jsonl", prepared=f"prepared/offline-{file}-{SMALL}"
-    )
+    data = _math_data(SMALL, source=f"{OFFLINE}/{file}.jsonl", prepared=f"prepared/offline-{file}-{SMALL}")
     data |= {"columns": {"negatives": "rejected"}} if pairs else {}
     if not pairs:
         del data["limit"]
+    generate = {
+        "folder": OFFLINE,
+        "problems": {"source": NUMINA, "limit": 100000},
+        "rollouts": {"num_samples": 4, "temperature": 1.0, "max_tokens": 2048},
+    }
     notes = ["4 samples a problem of the base at temperature 1; README.md has the commands that make the data"]
     notes += [iw_note] if objective == "iw_sft" else []
     notes += ["neither learning rate nor beta of DPO is in the sources; these are common ones"] if pairs else []
@@ -301,6 +313,7 @@ def _offline(objective: str, values: tuple[float, ...], iw_note: str) -> Recipe:
         values,
         setting,
         data=data,
+        generate=generate,
         notes=notes,
         num_examples=100_000 if pairs else 140_000,
         **more,
@@ -443,13 +456,18 @@ def _ultrafeedback(ref_free: bool) -> Recipe:
 def _metamath(ref_free: bool) -> Recipe:
     objective, suffix, called = _variant(ref_free)
     data = {
-        "source": "generated/metamathqa-mistral/negatives.parquet",
+        "source": f"{METAMATH_NEGATIVES}/negatives.parquet",
         "columns": {"problem": "real", "solution": "real", "negatives": "generated_"},
         "prompt_format": "metamath",
         "max_length": 1024,
         "prepared": "prepared/metamathqa-mistral-negatives",
     }
     sections = _mistral_sections(objective, data)
+    sections["generate"] = {
+        "folder": METAMATH_NEGATIVES,
+        "problems": {"source": "metamathqa"},
+        "negatives": {"num_samples": 4, "temperature": 0.7, "top_k": 50, "max_tokens": 256},
+    }
     sections["evaluate"] = {"benchmarks": ["gsm8k", "math"], "protocol": "greedy", "max_tokens": 512}
     published = {
         "source": "arXiv:2502.18679, mathematical reasoning; github.com/PenGuln/DFT, README",
@@ -471,7 +489,7 @@ def _metamath(ref_free: bool) -> Recipe:
 
 
 def think_answer() -> Iterator[Recipe]:
-    """The run with evaluation every 1000 steps, and the best trial of its search."""
+    """The run with evaluation every 1000 steps, its search, and the best trial of that."""
     repository = "github.com/nirmalpratheep/Alignment_and_Reasoning_RL, step1_sft"
     padded = "the published run trained on padding, most of it end tokens; here every completion has one end token"
     protocol = "strict-format-original@1"
@@ -496,14 +514,14 @@ def think_answer() -> Iterator[Recipe]:
     yield _think(
         "think-answer-sft-best-trial",
         "SFT on thoughts and answers, the best trial of the hyper-parameter search. Published: 3.0 on 200 problems.",
-        {"lr": 7.98e-6, "warmup_ratio": 0.5},
+        {"lr": 7.98e-6, "warmup_ratio": 0.1},
         {"steps": 200, "batch_size": 256},
         {
             "source": f"{repository}: optimal hyperparameters, trial 1",
             "scores": {f"math.{protocol}": 3.0},
             "notes": [
-                "searched: learning rate 5e-6 to 1e-4 (log), batch size 128 to 1024, weight decay 0 to 0.1; 15 trials",
-                "the weight decay of that trial is not published; it is that of the run",
+                "searched: learning rate 5e-6 to 1e-4 (log), batch size 128, 256, 512 or 1024; 15 trials "
+                "(think-answer-sft-search)",
                 "chosen by 200 problems of the test set, on which 3 % is 6 right answers",
                 "batch size had no effect in its code, which takes one example a step; here it has",
                 padded,
@@ -511,13 +529,11 @@ def think_answer() -> Iterator[Recipe]:
         },
         "math:200",
     )
+    yield _search()
 
 
-def _think(  # noqa: PLR0917
-    name: str, title: str, optimizer: dict[str, Any], train: dict[str, Any], published: dict[str, Any], benchmark: str
-) -> Recipe:
-    model = MODELS[SMALL]
-    sections = {
+def _think_sections(optimizer: dict[str, Any], train: dict[str, Any], benchmark: str) -> dict[str, Any]:
+    return {
         "data": {
             "source": "generated/math-think-answer.jsonl",
             "prompt_format": "r1-zero",
@@ -525,7 +541,7 @@ def _think(  # noqa: PLR0917
             "decontaminate": {"action": "report"},
             "prepared": f"prepared/math-think-answer-{SMALL}",
         },
-        "model": {"path": model.hub, "gradient_checkpointing": True},
+        "model": {"path": MODELS[SMALL].hub, "gradient_checkpointing": True},
         "objective": {"name": "sft"},
         "optimizer": {
             **optimizer,
@@ -542,15 +558,51 @@ def _think(  # noqa: PLR0917
             "max_tokens": 1024,
         },
     }
+
+
+def _think(  # noqa: PLR0917
+    name: str, title: str, optimizer: dict[str, Any], train: dict[str, Any], published: dict[str, Any], benchmark: str
+) -> Recipe:
     num_examples = train.get("steps", 0) * train["batch_size"] or 7500
     questions = int(benchmark.partition(":")[2] or BENCHMARKS["math"])
     cost = needs(
-        model,
+        MODELS[SMALL],
         num_examples * 400,
         num_examples / train["batch_size"],
         questions * 280 * (7 if "checkpoint_every" in train else 1),
     )
-    return Recipe(name, title, cost, sections, published)
+    return Recipe(name, title, cost, _think_sections(optimizer, train, benchmark), published)
+
+
+def _search() -> Recipe:
+    sizes, trials, steps = (128, 256, 512, 1024), 15, 200
+    sweep = {
+        "space": {
+            "optimizer.lr": {"low": 5e-6, "high": 1e-4, "log": True},
+            "train.batch_size": {"values": list(sizes)},
+        },
+        "sampler": "tpe",
+        "seed": 42,
+        "num_trials": trials,
+        "prune": None,
+        "select": {"metric": "accuracy"},
+        "test": "best",
+    }
+    sections = _think_sections({"warmup_ratio": 0.1}, {"steps": steps}, "math:200")
+    del sections["data"]["prepared"]  # a sweep prepares its data in its own folder
+    sections["data"]["validation"] = 200
+    examples = trials * steps * sum(sizes) / len(sizes)
+    remarks = (
+        "dftune sweep recipes/papers/think-answer-sft-search",
+        "The space, the sampler, its seed and the number of trials are those of step2_hyper/step2_sft_hyper.py in",
+        "github.com/nirmalpratheep/Alignment_and_Reasoning_RL, commit 8f167a6. It evaluates a trial once, so it prunes",
+        "none. It chose by accuracy on 200 problems of the test set; here it is greedy answers to 200 held-out rows.",
+        "Its code takes one example a step whatever the batch size; here a batch is a batch. A later version of the",
+        "source searches batch sizes of 32 to 256 and weight decays of 0 to 0.1 in 20 trials, by the loss on tests.",
+    )
+    title = "SFT on thoughts and answers, the search. Published: 15 trials, the best 3.0 on 200 test problems."
+    cost = needs(MODELS[SMALL], examples * 400, trials * steps, (trials + 1) * 200 * 280)
+    return Recipe("think-answer-sft-search", title, cost, {"sweep": sweep, **sections}, remarks=remarks)
 
 
 def recipes() -> Iterator[Recipe]:

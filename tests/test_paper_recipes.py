@@ -16,10 +16,12 @@ from dftune.evaluate.named import NAMED
 from dftune.evaluate.protocols import get_protocol
 from dftune.files import read_json, read_jsonl
 from dftune.recipe import load_recipe
+from dftune.sweep.config import load_sweep
 
 ROOT = Path(__file__).parents[1]
 PAPERS = ROOT / "recipes" / "papers"
-NAMES = sorted(path.stem for path in PAPERS.glob("*.yaml"))
+SEARCHES = ["think-answer-sft-search"]
+NAMES = sorted({path.stem for path in PAPERS.glob("*.yaml")} - set(SEARCHES))
 SEEDS = ROOT / "../shared/seeds"
 REPRESENTATIVE = [
     "discriminative-ft-metamathqa",
@@ -33,19 +35,26 @@ GENERAL = {"mmlu", "truthfulqa", "hellaswag", "winogrande", "gsm8k", "arc", "ife
 
 def test_the_files_are_what_the_script_writes(tmp_path):
     runpy.run_path(str(ROOT / "scripts" / "make_paper_recipes.py"))["write"](tmp_path)
-    assert sorted(path.stem for path in tmp_path.iterdir()) == NAMES
-    names = [f"{name}.yaml" for name in NAMES]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(NAMES + SEARCHES)
+    names = [f"{name}.yaml" for name in NAMES + SEARCHES]
     assert filecmp.cmpfiles(tmp_path, PAPERS, names, shallow=False)[0] == names
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_dry_run_resolves_it_without_a_network_or_a_model(name, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """An empty folder without a network."""
+
     def refused(*_args, **_options):
         raise AssertionError("a dry run opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("offline")
+def test_a_dry_run_resolves_it_without_a_network_or_a_model(name, tmp_path, capsys):
     assert main(["train", str(PAPERS / name), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert yaml.safe_load(shown)["name"] == name
@@ -53,6 +62,26 @@ def test_a_dry_run_resolves_it_without_a_network_or_a_model(name, tmp_path, monk
     assert any(re.match(r"# memory: \d+\.\d GiB", line) for line in plan)
     assert any(line.startswith("# to fetch: model ") for line in plan)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.usefixtures("offline")
+def test_a_dry_run_resolves_a_search_too(name, capsys):
+    assert main(["sweep", str(PAPERS / name), "--dry-run"]) == 0
+    assert f"sweeps/{name}" in capsys.readouterr().out
+    assert "\n# Needs, estimated and not measured: 1 GPU of 80 GB" in (PAPERS / f"{name}.yaml").read_text()
+
+
+def test_the_search_is_the_space_that_its_source_searched():
+    """step2_hyper/step2_sft_hyper.py of the repository that the recipe names."""
+    sweep = load_sweep(PAPERS / "think-answer-sft-search")
+    rate, sizes = sweep.sweep.space["optimizer.lr"], sweep.sweep.space["train.batch_size"]
+    assert (rate.low, rate.high, rate.log) == (5e-6, 1e-4, True)
+    assert sizes.values == (128, 256, 512, 1024)
+    assert (sweep.sweep.num_trials, sweep.sweep.sampler, sweep.sweep.seed) == (15, "tpe", 42)
+    trial = sweep.trial(0, sweep.first)
+    assert (trial.train.steps, trial.optimizer.weight_decay) == (200, 0.01)
+    assert trial.train.steps * trial.optimizer.warmup_ratio == 20
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,6 +187,45 @@ def smoke_run(name: str, folder: Path, monkeypatch) -> None:
     if recipe.published is not None and recipe.published.scores:
         assert main(["report", str(run)]) == 0
         assert "## Published against measured" in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_runs_with_the_demo_base_for_two_steps(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = [text.format(root=ROOT) for text in SMALL if not text.startswith(("data.prepared", "train.batch_size"))]
+    sizes = "sweep.space={optimizer.lr: {low: 5e-6, high: 1e-4, log: true}, train.batch_size: {values: [4, 8]}}"
+    assert main(["sweep", str(PAPERS / name), "--workers", "1", *overrides, sizes, "sweep.num_trials=1"]) == 0
+    folder = tmp_path / "sweeps" / name
+    assert [trial["state"] for trial in read_json(folder / "sweep.json")["trials"]] == ["complete"]
+    assert load_recipe(folder / "best.yaml").train.steps == 2
+
+
+MADE = {  # commands of the README, and what they make
+    "dynamic-ft-table3-qwen2.5-math-1.5b-offline-rft rollouts": "rollouts.samples.jsonl",
+    "dynamic-ft-table3-qwen2.5-math-1.5b-offline-rft rft": "rft.jsonl",
+    "dynamic-ft-table3-qwen2.5-math-1.5b-offline-dpo pairs": "pairs.jsonl",
+    "discriminative-ft-metamathqa negatives": "negatives.parquet",
+}
+
+
+def test_the_commands_of_the_readme_make_the_data_that_the_recipes_read(tmp_path, monkeypatch):
+    readme = (PAPERS / "README.md").read_text()
+    named = re.findall(r"^dftune generate recipes/papers/(.+)$", readme, re.MULTILINE)
+    assert named == list(MADE)
+    monkeypatch.chdir(tmp_path)
+    few = [text.format(root=ROOT) for text in SMALL if not text.startswith(("data.source", "data.columns"))]
+    few += [f"generate.problems={{source: {ROOT}/recipes/examples/data/arithmetic-negatives.jsonl, limit: 12}}"]
+    few += ["generate.rollouts.max_tokens=48", "generate.negatives.max_tokens=48", "generate.negatives.num_samples=2"]
+    for command, file in MADE.items():
+        name, what = command.split()
+        recipe = load_recipe(PAPERS / name)
+        assert main(["generate", str(PAPERS / name), what, *few, "--device", "cpu"]) == 0
+        made = recipe.generate.folder / file
+        assert made.is_file()
+        assert what == "rollouts" or Path(recipe.data.source) == made
+    for recipe in map(load_recipe, map(PAPERS.joinpath, NAMES)):
+        if recipe.data.source.startswith("generated/numinamath"):
+            assert Path(recipe.data.source).is_file()
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)

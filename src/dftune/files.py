@@ -169,8 +169,15 @@ def read_jsonl(path: Path, *, partial_last_line: bool = False) -> list[dict[str,
 
 def iter_jsonl(path: Path, *, partial_last_line: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of a file of any size, one line in memory at a time; otherwise as `read_jsonl`."""
+    return ((number, row) for number, _, row in locate_jsonl(path, partial_last_line=partial_last_line))
+
+
+def locate_jsonl(path: Path, *, partial_last_line: bool = False) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Line numbers, offsets of the lines in bytes, and rows; otherwise as `iter_jsonl`."""
+    end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            start, end = end, end + len(line)
             if not line.strip() or (partial_last_line and not line.endswith(b"\n")):
                 continue
             try:
@@ -181,4 +188,4 @@ def iter_jsonl(path: Path, *, partial_last_line: bool = False) -> Iterator[tuple
                 raise ValueError(problem) from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
-            yield number, row
+            yield number, start, row

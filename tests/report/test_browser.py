@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 from dftune import report
+from dftune.report.serve import ReportServer
 from tests.report.conftest import verdict_rows, write_evaluation, write_manifest
 from tests.report.test_html import HOSTILE
+from tests.report.test_pages import SCRIPT, write_big_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -83,16 +86,23 @@ class Browser:
         line, self._rest = self._rest.split(b"\0", 1)
         return dict(json.loads(line))
 
-    def open(self, page: Path, *, scripts: bool = True) -> None:
-        """Open a file in a new tab and wait until it is loaded."""
+    def open(self, page: Path | str, *, scripts: bool = True) -> None:
+        """Open a file or an address in a new tab and wait until it is loaded."""
+        url = page if isinstance(page, str) else page.as_uri()
         self._session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = str(self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         for domain in ("Runtime", "Log", "Page", "Network"):
             self.call(f"{domain}.enable")
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.call("Page.navigate", url=page.as_uri())
-        while self.run("location.protocol + document.readyState") != "file:complete":
+        self.call("Page.navigate", url=url)
+        self.wait(f"location.protocol + document.readyState === {url.split(':')[0] + ':complete'!r}")
+
+    def wait(self, expression: str) -> None:
+        """Until a JavaScript expression is true."""
+        deadline = time.monotonic() + 30
+        while not self.run(expression):
+            assert time.monotonic() < deadline, f"{expression} did not become true"
             time.sleep(0.02)
 
     def run(self, expression: str) -> Any:
@@ -190,6 +200,53 @@ def test_hostile_model_text_stays_text_in_a_browser(browser: Browser, tmp_path: 
     assert browser.run("document.querySelectorAll('img, iframe').length") == 0
     assert browser.run("document.querySelectorAll('#questions pre')[0].textContent") == HOSTILE[0]
     assert [p for p in browser.problems if p["method"] != "Network.requestWillBeSent"] == []
+
+
+@pytest.fixture(scope="module")
+def completions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the page of all completions, of two runs with 10,000 each."""
+    runs = tmp_path_factory.mktemp("served")
+    for seed, name in enumerate(("first", "second")):
+        write_big_run(runs / name, seed)
+    with ReportServer([runs], runs / "out", None, 0, lambda _: None) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"{server.address}completions"
+        server.shutdown()
+        thread.join()
+
+
+def test_all_completions_are_filtered_searched_and_paged_and_hostile_text_stays_text(
+    browser: Browser, completions: str
+) -> None:
+    browser.problems.clear()
+    browser.open(completions)
+    browser.wait(f"{SHOWN} === 20")
+    assert browser.run(FOUND) == "Completions 1 to 20 of 10,000"
+
+    browser.run("[...document.querySelectorAll('.pager button')].find(b => b.textContent === 'Next').click()")
+    browser.wait(f"{FOUND} === 'Completions 21 to 40 of 10,000'")
+    browser.run("[...document.querySelectorAll('.presets button')][1].click()")  # A right, B not
+    browser.wait(f"{FOUND}.includes('that match')")
+    assert browser.run(FOUND).startswith("Completions 1 to 20 of ")
+    assert set(browser.run(chips(0))) == {"correct"}
+    assert "correct" not in browser.run(chips(1))
+
+    browser.run("document.querySelector('.presets button').click()")
+    browser.run(choose("Search", "taken over"))
+    browser.wait(f"{SHOWN} === 1")
+    assert browser.run("document.querySelector('#questions pre').textContent") == SCRIPT.replace("\u202e", "\\u202e")
+    assert browser.run("document.title") == "All completions"
+    assert browser.run("document.querySelectorAll('#questions script, img').length") == 0
+    assert [p for p in browser.problems if p["method"] != "Network.requestWillBeSent"] == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_all_completions_does_not_scroll_sideways(browser: Browser, completions: str, width: int) -> None:
+    browser.open(completions)
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    browser.wait(f"{SHOWN} === 20")
+    assert browser.run("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("width", [390, 1280])

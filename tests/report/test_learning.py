@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from dftune.files import append_jsonl, write_text
-from dftune.report.cost import build_cost
+from dftune.report.cost import build_cost, knows_energy
 from dftune.report.curves import line_of
 from dftune.report.figures import build_sections
 from dftune.report.learning import build_learning, mean_height, steps_to
+from dftune.report.markdown import cost_table
 from dftune.report.sensitivity import sensitivity_charts
 from dftune.report.tables import ResultTable
 from tests.report.conftest import make_recipe, verdict_rows, write_evaluation, write_manifest
@@ -27,16 +28,18 @@ def write_run(
     *,
     lr: float = 1e-4,
     source: str = "noisy",
+    **counted: float,
 ) -> None:
     """A run validated at steps 0, 10, 20, ... and evaluated on ten questions at steps 10, 20, ..."""
     name = f"{source}-{objective}-{lr:g}-{seed}"
     recipe = make_recipe(name, {"name": objective}, seed, source=f"{source}.jsonl")
     write_text(folder / name / "recipe.yaml", yaml.safe_dump({**recipe, "optimizer": {"lr": lr}}))
     write_manifest(folder / name, "train", seed, {"name": objective}, data={"fingerprint": source})
+    used = {"tokens": 1000 + seed, "peak_memory_bytes": (seed + 1) * 2**20, **counted}
     events = [
         {"kind": "start", "step": 0, "time": 0.0},
         *({"kind": "validation", "step": 10 * i, "time": float(i), "nll": nll} for i, nll in enumerate(nlls)),
-        {"kind": "train", "step": 20, "time": 50.0, "tokens": 1000 + seed, "peak_memory_bytes": (seed + 1) * 2**20},
+        {"kind": "train", "step": 20, "time": 50.0, **used},
         {"kind": "end", "step": 20, "time": 60.0, "status": "finished"},
     ]
     append_jsonl(folder / name / "events.jsonl", events)
@@ -131,3 +134,18 @@ def test_cost_adds_up_the_seeds_and_takes_the_largest_peak(tmp_path: Path) -> No
     assert (sft.condition, sft.runs, sft.tokens, sft.training) == ("sft", "2", "2,001", "2.0 min")
     assert (sft.evaluation, sft.memory, dynamic.relative) == ("20 s", "2 MiB", "1.00")
     assert (together.runs, together.tokens, together.relative) == ("4", "4,002", "\N{EM DASH}")
+
+
+def test_energy_is_that_of_all_seeds_or_not_known(tmp_path: Path) -> None:
+    assert "energy" not in cost_table(two_objectives(tmp_path / "without"))
+    write_run(tmp_path, "sft", 0, [2.0], [3], gpu_joules=3.6e6, cpu_joules=1800.0)
+    write_run(tmp_path, "sft", 1, [2.0], [3], gpu_joules=1.8e6, cpu_joules=5400.0)
+    write_run(tmp_path, "dynamic_ft", 0, [2.0], [3], gpu_joules=7200.0, cpu_joules=100.0)
+    write_run(tmp_path, "dynamic_ft", 1, [2.0], [3], gpu_joules=7200.0)
+    write_run(tmp_path, "power", 0, [2.0], [3])
+    sft, dynamic, power, together = rows = build_cost(table_of(tmp_path))
+    assert knows_energy(rows)
+    assert sft.energy == "1.5 kWh GPU + 2 Wh CPU"
+    assert dynamic.energy == "4 Wh GPU"
+    assert (power.energy, together.energy) == ("\N{EM DASH}", "\N{EM DASH}")
+    assert "1.5 kWh GPU + 2 Wh CPU" in cost_table(table_of(tmp_path))

@@ -36,8 +36,8 @@ def get(server: ReportServer, path: str, host: str | None = None) -> tuple[int, 
 
 
 def test_the_report_is_served_as_it_is_on_disk(server: ReportServer) -> None:
-    status, page = get(server, "/")
-    assert (status, page) == (200, (server.output / "report.html").read_text(encoding="utf-8"))
+    status, page = get(server, "/report.md")
+    assert (status, page) == (200, (server.output / "report.md").read_text(encoding="utf-8"))
     assert get(server, "/report.csv")[1].startswith("condition,")
 
 

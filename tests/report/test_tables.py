@@ -24,7 +24,7 @@ from tests.report.conftest import make_recipe, verdict_rows, write_evaluation, w
 def make_run(name: str, objective: str, seed: int, **recipe: Any) -> Run:
     values = make_recipe(name, {"name": objective, **recipe.pop("options", {})}, seed, **recipe)
     manifest = {"seed": seed, "objective": {"name": objective}, "started": f"2026-11-{20 + seed}"}
-    return Run(name, "train", manifest, values, (), (), "finished", 0.0, ())
+    return Run(name, "train", manifest, values, (), (), "finished", 0.0, {}, ())
 
 
 def write_scored(folder: Path, name: str, objective: str, seed: int, verdicts: str, **settings: Any) -> Path:

@@ -36,7 +36,7 @@ RUNS = {
     "epochs of estimates": ("objective.name=discriminative_ft", "train.batch_size=40", *NEGATIVES, *FSDP),
     "batch": ("objective.name=talr", "train.packing=false"),
 }
-NOT_COMPARED = {"kind", "time", "tokens_per_s", "peak_memory_bytes", "padding_share", "p_histogram"}
+NOT_COMPARED = {"kind", "time", "tokens_per_s", "peak_memory_bytes", "padding_share", "p_histogram", "cpu_joules"}
 
 
 def train_all(world: World, folder: Path, jobs: list[tuple[Recipe, bool]]) -> None:

@@ -26,7 +26,7 @@ examples:
   dftune report runs                          every run in runs/
   dftune report runs/sft-* runs/dynamic_ft-*  these runs
   dftune report studies/mine                  every cell of a study, into studies/mine/report
-  dftune report runs --serve                  follow runs that are still going
+  dftune report runs --serve                  follow runs that are still going, page through all completions
   dftune report runs --output reports/monday --title "Does it help at 1.5B?\""""
     parser.add_argument(
         "runs",

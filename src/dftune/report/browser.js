@@ -1,23 +1,14 @@
-"use strict";
-// Filter and search over the completions. Everything from the data goes through textContent.
+// Filter and search over the completions that a report holds; stands after cards.js.
 (() => {
+  const { NOT_CORRECT, make, answerBlock, card, labelled, outcomeOptions } = cards;
   const data = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 10;
   const MOST_PAIRS = 4;
-  const OUTCOMES = ["correct", "wrong", "format failure", "truncated", "repetition loop", "empty", "scored", "ungraded"];
-  const NOT_CORRECT = "not correct";
   const list = document.getElementById("questions");
   const controls = document.getElementById("controls");
   const found = document.getElementById("found");
   const more = document.getElementById("more");
   const state = { benchmark: data.benchmarks[0], seed: 0, search: "", wanted: data.conditions.map(() => ""), shown: PAGE };
-
-  function make(tag, className, text) {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;
-    return element;
-  }
 
   function answerOf(question, condition) {
     const seeds = question.answers[condition];
@@ -44,46 +35,15 @@
     );
   }
 
-  function answerBlock(condition, answer) {
-    const block = make("div", "answer");
-    const who = make("p", "who");
-    who.append(make("span", `key s${condition.style}`), condition.label);
-    block.append(who);
-    if (!answer) {
-      block.append(make("p", "extracted", "Not evaluated"));
-      return block;
-    }
-    who.append(make("span", `chip o-${answer.outcome.replace(" ", "-")}`, answer.outcome));
-    block.append(make("pre", "", answer.completion));
-    const extracted = make("p", "extracted");
-    if (answer.answer === null) extracted.append("No answer found");
-    else extracted.append("Answer ", make("b", "", answer.answer));
-    const details = [answer.tokens === null ? "" : `${answer.tokens} tokens`, answer.outcome === "correct" ? "" : answer.reason];
-    const rest = details.filter(Boolean).join(", ");
-    if (rest) extracted.append(` \u00b7 ${rest}`);
-    block.append(extracted);
-    return block;
-  }
-
-  function card(question) {
-    const article = make("article", "question");
-    const header = make("header");
-    header.append(make("p", "problem", question.problem));
-    const target = make("p", "target", "Reference answer ");
-    target.append(make("b", "", question.target), " ", make("span", "id", question.id));
-    header.append(target);
-    const answers = make("div", "answers");
-    data.conditions.forEach((condition, index) => {
-      if (question.answers[index].length) answers.append(answerBlock(condition, answerOf(question, index)));
-    });
-    article.append(header, answers);
-    return article;
+  function cardOf(question) {
+    const shown = data.conditions.map((condition, index) => [condition, index]).filter(([, index]) => question.answers[index].length);
+    return card(question, shown.map(([condition, index]) => answerBlock(condition, answerOf(question, index))));
   }
 
   function draw() {
     const matching = selected(state.wanted, state.search);
     const total = data.questions.filter((question) => question.benchmark === state.benchmark).length;
-    list.replaceChildren(...matching.slice(0, state.shown).map(card));
+    list.replaceChildren(...matching.slice(0, state.shown).map(cardOf));
     found.textContent = matching.length
       ? `${matching.length} of ${total} questions match; showing ${Math.min(state.shown, matching.length)}.`
       : `None of ${total} questions match.`;
@@ -98,25 +58,11 @@
     draw();
   }
 
-  function labelled(text, element) {
-    const label = make("label", "", text);
-    label.append(element);
-    controls.append(label);
-    return element;
-  }
-
   function choice(text, options, onChange) {
-    const select = labelled(text, make("select"));
-    for (const [value, shown] of options) {
-      const option = make("option", "", shown);
-      option.value = value;
-      select.append(option);
-    }
-    select.addEventListener("change", () => {
-      onChange(select.value);
+    return cards.choice(controls, text, options, (value) => {
+      onChange(value);
       changed();
     });
-    return select;
   }
 
   function preset(box, text, wanted) {
@@ -163,11 +109,10 @@
     choice("Replicate", seeds, (value) => { state.seed = Number(value); });
   }
   data.conditions.forEach((condition, index) => {
-    const options = [["", "any"], ...[...OUTCOMES.slice(0, 1), NOT_CORRECT, ...OUTCOMES.slice(1)].map((name) => [name, name])];
-    const select = choice(condition.label, options, (value) => { state.wanted[index] = value; });
+    const select = choice(condition.label, outcomeOptions(data.outcomes), (value) => { state.wanted[index] = value; });
     refreshers.push(() => { select.value = state.wanted[index]; });
   });
-  const search = labelled("Search", make("input"));
+  const search = labelled(controls, "Search", make("input"));
   search.type = "search";
   search.addEventListener("input", () => {
     state.search = search.value.trim().toLowerCase();

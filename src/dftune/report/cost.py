@@ -1,13 +1,16 @@
-"""What every condition cost: tokens, time and memory."""
+"""What every condition cost: tokens, time, memory and, where it was counted, energy."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dftune.report.load import Run
+from dftune.report.load import ENERGY, Run
 from dftune.report.tables import ResultTable
-from dftune.report.wording import count, duration, size
+from dftune.report.wording import count, duration, energy, size
+
+DASH = "\N{EM DASH}"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class CostRow:
         relative: tokens a second of training beside those of the first condition.
         evaluation: time of generating completions.
         memory: the largest peak of a run.
+        energy: of training, by GPUs and by processors.
     """
 
     condition: str
@@ -31,6 +35,12 @@ class CostRow:
     relative: str
     evaluation: str
     memory: str
+    energy: str
+
+
+def knows_energy(rows: Sequence[CostRow]) -> bool:
+    """Whether any condition has an energy to show."""
+    return any(row.energy != DASH for row in rows)
 
 
 def build_cost(table: ResultTable) -> tuple[CostRow, ...]:
@@ -41,18 +51,26 @@ def build_cost(table: ResultTable) -> tuple[CostRow, ...]:
 
 
 def _row(label: str, runs: tuple[Run, ...], first_speed: float | None) -> CostRow:
-    dash = "\N{EM DASH}"
     tokens, seconds = _tokens(runs), math.fsum(run.seconds for run in runs)
     evaluation, peak, speed = _evaluation(runs), max(map(_peak, runs)), _speed(runs)
     return CostRow(
         condition=label,
         runs=count(len(runs)),
-        tokens=count(tokens) if tokens else dash,
-        training=duration(seconds) if seconds else dash,
-        relative=f"{speed / first_speed:.2f}" if speed and first_speed else dash,
-        evaluation=duration(evaluation) if evaluation else dash,
-        memory=size(peak) if peak else dash,
+        tokens=count(tokens) if tokens else DASH,
+        training=duration(seconds) if seconds else DASH,
+        relative=f"{speed / first_speed:.2f}" if speed and first_speed else DASH,
+        evaluation=duration(evaluation) if evaluation else DASH,
+        memory=size(peak) if peak else DASH,
+        energy=_energy(runs),
     )
+
+
+def _energy(runs: tuple[Run, ...]) -> str:
+    """What all runs know of."""
+    names = dict(zip(ENERGY, ("GPU", "CPU"), strict=True))
+    known = {key: name for key, name in names.items() if all(key in run.energy for run in runs)}
+    sums = {name: math.fsum(run.energy[key] for run in runs) for key, name in known.items()}
+    return " + ".join(f"{energy(joules)} {name}" for name, joules in sums.items()) or DASH
 
 
 def _tokens(runs: tuple[Run, ...]) -> float:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from dftune.evaluate.classify import CATEGORIES
 from dftune.report import wording
 from dftune.report.charts import swatch
-from dftune.report.cost import build_cost
+from dftune.report.cost import build_cost, knows_energy
 from dftune.report.figures import build_sections
 from dftune.report.learning import build_learning
 from dftune.report.method import Method
@@ -39,8 +39,7 @@ def render_html(
     tuning: Tuning | None = None,
 ) -> str:
     """The whole file."""
-    script = (_FOLDER / "browser.js").read_text(encoding="utf-8")
-    browser = build_browser(table)
+    browser, cost = build_browser(table), build_cost(table)
     return (
         _environment()
         .get_template("template.html")
@@ -58,13 +57,23 @@ def render_html(
             method=method,
             published=build_published(table),
             learning=build_learning(table),
-            cost=build_cost(table),
-            style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash=script_hash(script),
+            cost=cost,
+            knows_energy=knows_energy(cost),
             swatch=swatch,
+            **_assets("browser.js"),
         )
     )
+
+
+def render_pages() -> str:
+    """The page that asks a server for all completions, some at a time."""
+    return _environment().get_template("completions.html").render(**_assets("pages.js"))
+
+
+def _assets(script: str) -> dict[str, str]:
+    text = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("cards.js", script))
+    style = Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
+    return {"style": style, "script": Markup(text), "script_hash": script_hash(text)}
 
 
 def script_hash(script: str) -> str:

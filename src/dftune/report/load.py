@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ Row = Mapping[str, Any]
 _VERDICTS = ("correct", "incorrect", "scored", "ungraded")
 _COLLECTIONS = ("cells", "base", "trials")
 """Folders inside a study or a sweep that hold its runs."""
+ENERGY = ("gpu_joules", "cpu_joules")
+"""Keys of events that count energy since the session began."""
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -113,6 +116,7 @@ class Run:
         validation: rows of kind ``validation`` by step.
         status: of the last ``end`` row, or ``unfinished``; empty for an evaluated model.
         seconds: wall time of training over all its sessions.
+        energy: joules of training over all its sessions, by the keys ``ENERGY``; without what is not known.
         evaluations: every evaluation, by step.
     """
 
@@ -124,6 +128,7 @@ class Run:
     validation: tuple[Row, ...]
     status: str
     seconds: float
+    energy: Mapping[str, float]
     evaluations: tuple[Evaluation, ...]
 
     @property
@@ -217,7 +222,10 @@ def read_run(path: Path) -> Run:
         validation=_last_by_step(events, "validation"),
         status="" if kind != "train" else str(ends[-1].get("status")) if finished else "unfinished",
         seconds=_wall_time(events),
-        evaluations=tuple(_read_evaluations(path / "evals")),
+        energy=_energy(events),
+        evaluations=tuple(
+            one for step, settings in find_evaluations(path) for one in _views(_read_evaluation(step, settings))
+        ),
     )
 
 
@@ -256,29 +264,42 @@ def _last_by_step(events: Iterable[Row], kind: str) -> tuple[Row, ...]:
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def _wall_time(events: Sequence[Row]) -> float:
-    """Seconds between the first and last row of each session, added up; a session begins with a ``start`` row.
+def _sessions(events: Sequence[Row]) -> list[list[Row]]:
+    """The rows of training, session by session; a session begins with a ``start`` row.
 
-    Evaluations do not count, which may come when training has long ended, nor samples of the machine.
+    Evaluations are left out, which may come when training has long ended, and samples of the machine.
     """
-    sessions: list[list[float]] = []
+    sessions: list[list[Row]] = []
     for row in events:
         if row["kind"] in ("evaluation", "system"):
             continue
         if row["kind"] == "start" or not sessions:
             sessions.append([])
-        sessions[-1].append(float(row["time"]))
-    return sum(times[-1] - times[0] for times in sessions)
+        sessions[-1].append(row)
+    return sessions
 
 
-def _read_evaluations(folder: Path) -> Iterable[Evaluation]:
-    if not folder.is_dir():
-        return
-    steps = {int(match[1]): child for child in folder.iterdir() if (match := _STEP_FOLDER.fullmatch(child.name))}
+def _wall_time(events: Sequence[Row]) -> float:
+    """Seconds between the first and last row of each session, added up."""
+    return sum(float(rows[-1]["time"]) - float(rows[0]["time"]) for rows in _sessions(events))
+
+
+def _energy(events: Sequence[Row]) -> dict[str, float]:
+    """The last count of each session that trained, added up; a key that one of them lacks is not known."""
+    trained = [rows for rows in _sessions(events) if any(row["kind"] == "train" for row in rows)]
+    counts = [{key: float(row[key]) for row in rows for key in ENERGY if key in row} for rows in trained]
+    known = [key for key in ENERGY if counts and all(key in count for count in counts)]
+    return {key: math.fsum(count[key] for count in counts) for key in known}
+
+
+def find_evaluations(run: Path) -> Iterable[tuple[int, Path]]:
+    """Step and ``BENCHMARK.SAMPLING.json`` of every evaluation of a run, by step."""
+    folder = run / "evals"
+    children = folder.iterdir() if folder.is_dir() else ()
+    steps = {int(match[1]): child for child in children if (match := _STEP_FOLDER.fullmatch(child.name))}
     for step in sorted(steps):
-        for settings in sorted(steps[step].glob("*.json")):
-            if not settings.name.endswith(DIAGNOSIS_SUFFIX):
-                yield from _views(_read_evaluation(step, settings))
+        paths = sorted(steps[step].glob("*.json"))
+        yield from ((step, path) for path in paths if not path.name.endswith(DIAGNOSIS_SUFFIX))
 
 
 def _views(whole: Evaluation) -> Iterable[Evaluation]:
@@ -290,20 +311,38 @@ def _views(whole: Evaluation) -> Iterable[Evaluation]:
         yield replace(whole, completions=tuple(protocol.used(whole.completions)), view=protocol)
 
 
-def _read_evaluation(step: int, path: Path) -> Evaluation:
+def completion_key(path: Path, number: int, row: Row) -> tuple[str, int]:
+    """Id and sample of a completion, which a later line with the same ones replaces.
+
+    Raises:
+        ValueError: it has no id or no verdict; names the file and the row.
+    """
+    unscored = row.get("verdict") == "scored" and not isinstance(row.get("score"), int | float)
+    if "id" not in row or row.get("verdict") not in _VERDICTS or unscored:
+        raise ValueError(
+            f"{path}, row {number}: every completion needs an id and a verdict of correct, incorrect, "
+            f"ungraded or scored with a score; found id {row.get('id')!r}, verdict {row.get('verdict')!r}, score "
+            f"{row.get('score')!r}. `dftune grade` adds verdicts."
+        )
+    return str(row["id"]), row.get("sample", 0)
+
+
+def read_settings(path: Path) -> Row:
+    """``BENCHMARK.SAMPLING.json``.
+
+    Raises:
+        ValueError: it is damaged, or lacks a key that every such file has.
+    """
     settings = _read_object(path)
     missing = [key for key in ("benchmark", "protocol", "num_problems", "num_samples") if key not in settings]
     if missing:
         raise ValueError(f"{path}: no {', '.join(missing)}; docs/run-folder.md lists what such a file holds.")
+    return settings
+
+
+def _read_evaluation(step: int, path: Path) -> Evaluation:
+    settings = read_settings(path)
     completions = path.with_suffix(".jsonl")
     rows = read_jsonl(completions, partial_last_line=True) if completions.is_file() else []
-    for number, row in enumerate(rows, 1):
-        unscored = row.get("verdict") == "scored" and not isinstance(row.get("score"), int | float)
-        if "id" not in row or row.get("verdict") not in _VERDICTS or unscored:
-            raise ValueError(
-                f"{completions}, row {number}: every completion needs an id and a verdict of correct, incorrect, "
-                f"ungraded or scored with a score; found id {row.get('id')!r}, verdict {row.get('verdict')!r}, score "
-                f"{row.get('score')!r}. `dftune grade` adds verdicts."
-            )
-    unique = {(str(row["id"]), row.get("sample", 0)): row for row in rows}
+    unique = {completion_key(completions, number, row): row for number, row in enumerate(rows, 1)}
     return Evaluation(step, settings, tuple(unique.values()), num_repeated=len(rows) - len(unique))

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from dftune.report.conditions import Column
-from dftune.report.cost import build_cost
+from dftune.report.cost import build_cost, knows_energy
 from dftune.report.learning import LearningRow, build_learning
 from dftune.report.method import Method
 from dftune.report.published import Published, build_published
@@ -162,15 +162,16 @@ def learning_table(learning: Sequence[LearningRow]) -> str:
 
 
 def cost_table(table: ResultTable) -> str:
-    """Tokens, time and memory of every condition."""
+    """Tokens, time, memory and, where known, energy of every condition."""
     header = ["condition", "runs", "tokens", "training", "relative speed", "generation", "peak memory"]
-    return grid(
-        header,
-        [
-            [row.condition, row.runs, row.tokens, row.training, row.relative, row.evaluation, row.memory]
-            for row in build_cost(table)
-        ],
-    )
+    cost = build_cost(table)
+    rows = [
+        [row.condition, row.runs, row.tokens, row.training, row.relative, row.evaluation, row.memory] for row in cost
+    ]
+    if knows_energy(cost):
+        header.append("energy")
+        rows = [[*cells, row.energy] for cells, row in zip(rows, cost, strict=True)]
+    return grid(header, rows)
 
 
 def _runs(method: Method) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dftune.evaluate.classify import classify
+from dftune.evaluate.classify import CATEGORIES, classify
 from dftune.report.conditions import Column, Condition
 from dftune.report.load import Evaluation, Row
 from dftune.report.tables import ResultTable
@@ -42,7 +42,7 @@ class Browser:
     def as_json(self) -> str:
         """The data for the script, with nothing in it that could end or open an element."""
         data = {"conditions": self.conditions, "benchmarks": self.benchmarks, "questions": self.questions}
-        return script_json(data | {"num_seeds": self.num_seeds})
+        return script_json(data | {"num_seeds": self.num_seeds, "outcomes": CATEGORIES})
 
 
 def script_json(value: Any) -> str:
@@ -113,9 +113,9 @@ def _questions(table: ResultTable, rows: Sequence[Condition], column: Column) ->
         {
             "benchmark": benchmark,
             "id": visible(name),
-            "problem": _text(row.get("problem")),
-            "target": _text(row.get("target")),
-            "answers": [[_answer(by_id.get(name)) for by_id in seeds] for seeds in answers],
+            "problem": shown_text(row.get("problem")),
+            "target": shown_text(row.get("target")),
+            "answers": [[shown_answer(by_id.get(name)) for by_id in seeds] for seeds in answers],
         }
         for name, row in problems.items()
     ]
@@ -125,25 +125,27 @@ def _first_samples(evaluation: Evaluation) -> Mapping[str, Row]:
     return {str(row["id"]): row for row in evaluation.completions if row.get("sample", 0) == 0}
 
 
-def _answer(row: Row | None) -> Row | None:
+def shown_answer(row: Row | None, most: int = MOST_CHARACTERS) -> Row | None:
+    """What a browser shows of a completion, each text cut to ``most`` characters; None stays None."""
     if row is None:
         return None
     return {
         "outcome": classify(row).category,
-        "answer": None if row.get("answer") is None else _text(row["answer"]),
-        "completion": _text(row.get("completion")),
+        "answer": None if row.get("answer") is None else shown_text(row["answer"], most),
+        "completion": shown_text(row.get("completion"), most),
         "tokens": row.get("num_tokens"),
-        "reason": _text(row.get("reason")),
+        "reason": shown_text(row.get("reason"), most),
     }
 
 
-def _text(value: Any) -> str:
+def shown_text(value: Any, most: int = MOST_CHARACTERS) -> str:
+    """A text, or a list of alternatives, with control characters written out, cut with a count of the rest."""
     if isinstance(value, list):
-        return " or ".join(_text(one) for one in value)
+        return " or ".join(shown_text(one, most) for one in value)
     shown = visible("" if value is None else str(value))
-    if len(shown) <= MOST_CHARACTERS:
+    if len(shown) <= most:
         return shown
-    return f"{shown[:MOST_CHARACTERS]}\N{HORIZONTAL ELLIPSIS} [{count(len(shown) - MOST_CHARACTERS)} more characters]"
+    return f"{shown[:most]}\N{HORIZONTAL ELLIPSIS} [{count(len(shown) - most)} more characters]"
 
 
 def _fit(questions: Sequence[Row], most_bytes: int) -> list[Row]:

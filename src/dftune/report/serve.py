@@ -1,15 +1,22 @@
-"""A report on a loopback address, written again when the runs have changed."""
+"""A report on a loopback address, written again when the runs have changed, and all completions page by page."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
+from dftune.evaluate.classify import CATEGORIES
 from dftune.report.document import build
+from dftune.report.html import render_pages
 from dftune.report.load import find_runs
+from dftune.report.pages import Source, find_sources, parse_query, read_page
+from dftune.report.samples import script_json
 
 HOST = "127.0.0.1"
 _TYPES = {
@@ -18,6 +25,9 @@ _TYPES = {
     "report.csv": "text/csv",
     "report.tex": "text/x-tex",
 }
+MARK = b"<!--all completions-->"
+"""Where a report that is served gets its link; no text of a model can hold it, since theirs is escaped."""
+LINK = b'<p class="how"><a href="/completions">All completions of all runs, page by page</a></p>'
 _READ = ("manifest.json", "recipe.yaml", "events.jsonl", "evals/step-*/*.json", "evals/step-*/*.jsonl")
 
 State = frozenset[tuple[str, int, int]]
@@ -30,7 +40,9 @@ def state_of(runs: Sequence[Path]) -> State:
 
 
 class ReportServer(ThreadingHTTPServer):
-    """Serves the four files of a report and nothing else, on the loopback interface.
+    """Serves the four files of a report, and all completions of its runs in pages, on the loopback interface.
+
+    Nothing in a request names a path.
 
     A request finds out whether a file of the runs has changed, and then writes the report again first. While runs
     cannot be read (a file is damaged, say), the last report is served.
@@ -82,20 +94,33 @@ class _Handler(BaseHTTPRequestHandler):
     server: ReportServer
 
     def do_GET(self) -> None:
-        """Answer with one of the four files."""
-        name = self.path.split("?")[0].lstrip("/") or "report.html"
+        """Answer with one of the four files, or with completions."""
+        path, _, query = self.path.partition("?")
+        name = path.lstrip("/") or "report.html"
         if self.headers.get("Host") not in {f"{host}:{self.server.server_port}" for host in (HOST, "localhost")}:
             # Another name for this address is that of a page elsewhere that wants to read the report.
             self.send_error(HTTPStatus.FORBIDDEN)
-        elif name not in _TYPES:
-            self.send_error(HTTPStatus.NOT_FOUND)
-        else:
+        elif name in _TYPES:
             self.server.refresh()
-            self._send(name, (self.server.output / name).read_bytes())
+            body = (self.server.output / name).read_bytes()
+            self._send(_TYPES[name], body.replace(MARK, LINK) if name == "report.html" else body)
+        elif name == "completions":
+            self._send("text/html", render_pages().encode())
+        elif name in _ANSWERS:
+            self._answer(name, dict(parse_qsl(query)))
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
 
-    def _send(self, name: str, body: bytes) -> None:
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", f"{_TYPES[name]}; charset=utf-8")
+    def _answer(self, name: str, values: dict[str, str]) -> None:
+        try:
+            found, status = _ANSWERS[name](find_sources(self.server.runs), values), HTTPStatus.OK
+        except (OSError, ValueError) as error:
+            found, status = {"error": str(error)}, HTTPStatus.BAD_REQUEST
+        self._send("application/json", script_json(found).encode(), status)
+
+    def _send(self, kind: str, body: bytes, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
@@ -104,3 +129,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing of single requests."""
+
+
+def _files(sources: list[Source], values: dict[str, str]) -> dict[str, Any]:
+    benchmarks = []
+    for name, group in itertools.groupby(sources, key=lambda source: source.benchmark):
+        benchmarks.append({"name": name, "sources": [{"id": source.id, "label": source.label} for source in group]})
+    return {"benchmarks": benchmarks, "outcomes": CATEGORIES}
+
+
+def _page(sources: list[Source], values: dict[str, str]) -> dict[str, Any]:
+    start = values.get("start", "0")
+    if not start.isdecimal():
+        raise ValueError(f"start is {start!r}; expected the number of a completion, from 0.")
+    return read_page(parse_query(sources, values), int(start))
+
+
+_ANSWERS = {"completions/files": _files, "completions/page": _page}

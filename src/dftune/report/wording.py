@@ -96,6 +96,12 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:.0f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.1f} GiB"
 
 
+def energy(joules: float) -> str:
+    """Joules as watt-hours or kilowatt-hours; three digits that matter."""
+    hours = joules / 3600
+    return f"{hours:.3g} Wh" if hours < 999.5 else f"{hours / 1000:,.1f} kWh"
+
+
 def plural(amount: int, thing: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{count(amount)} {thing}" if amount == 1 else f"{count(amount)} {thing}s"

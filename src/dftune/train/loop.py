@@ -23,6 +23,7 @@ from dftune.stopped import Stopped
 from dftune.train import checkpoint, folders, skip
 from dftune.train.beside import Beside
 from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
+from dftune.train.energy import EnergyMeter, total_energy
 from dftune.train.examples import Schedule, Visited
 from dftune.train.lora import require_peft
 from dftune.train.meter import Meter
@@ -246,6 +247,7 @@ class _Run:
             folder.checkpoints, background=recipe.train.background_checkpoints, done=self._saved, world=world
         )
         prepare_export(self.model.model, self.tokenizer, self.format)
+        self.energy = EnergyMeter(self.device, reads_cpu=world.local_rank == 0)
 
     def _spread(self, frozen: ScoredModel | None) -> Strategy:
         """Check the model and put it on its device, or devices."""
@@ -308,7 +310,8 @@ class _Run:
         self._export()
         self.beside.stop_sampling()
         skipped = f"; {self.counters.skipped} steps were skipped" if self.counters.skipped else ""
-        self._log("end", status="finished", message=f"model in {self.folder.model}{skipped}")
+        energy = total_energy(self.world.gather(self.energy.read()))
+        self._log("end", status="finished", message=f"model in {self.folder.model}{skipped}", **energy)
         self._prune()
 
     def _stops_early(self) -> bool:
@@ -398,6 +401,7 @@ class _Run:
     def _log_step(self, result: StepResult, meter: Meter) -> dict[str, Any]:
         step = self.counters.step
         speed, padding = meter.read()
+        seen = self.world.gather((peak_memory_bytes(self.device), self.energy.read()))
         row: dict[str, Any] = {
             "loss": result.loss.item(),
             **token_metrics(result, self.end_token_id),
@@ -408,7 +412,8 @@ class _Run:
             "supervised_tokens": self.counters.supervised_tokens,
             "tokens_per_s": speed,
             "padding_share": padding,
-            "peak_memory_bytes": max(self.world.gather(peak_memory_bytes(self.device))),
+            "peak_memory_bytes": max(peak for peak, _ in seen),
+            **total_energy(energy for _, energy in seen),
         }
         mfu = model_flops_utilisation(self.model, speed / self.world.size, self.device)
         if mfu is not None:
