@@ -34,6 +34,7 @@ from dftune.study.status import follow, status
 from dftune.study.workers import places
 
 OBJECTIVES = [{"name": "sft"}, {"name": "dynamic_ft"}]
+RATES = {1e-4: "1e-4", 3e-4: "3e-4"}
 
 
 def run_here(recipe):
@@ -105,9 +106,9 @@ def test_the_report_says_how_rates_were_chosen_and_shows_those_that_were_not(fin
     lines = (recipe.output / "report.md").read_text().splitlines()
     start = lines.index("## Choice of learning rates")
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : start + 6]]
-    assert table[0] == ["objective", "chosen", "accuracy on choose, by rate"]
+    assert table[0] == ["objective", "chosen", "accuracy on choose (greedy), by rate"]
     assert table[2:] == [
-        [one["objective"], f"{one['lr']:g}", ", ".join(f"{at['lr']:g}: {at['value']:.3f}" for at in one["grid"])]
+        [one["objective"], RATES[one["lr"]], ", ".join(f"{RATES[at['lr']]}: {at['value']:.3f}" for at in one["grid"])]
         for one in choices
     ]
     html = (recipe.output / "report.html").read_text()
@@ -132,8 +133,10 @@ def test_data_are_prepared_once_and_all_objectives_saw_the_same_tokens_at_every_
     assert len({json.dumps(rows) for rows in seen.values()}) == 1
 
 
-def test_a_rate_can_be_chosen_by_answers_to_the_held_out_rows(tmp_path):
-    study = {"objectives": [{"name": "sft"}], "lrs": [1e-3, 1e-2], "seeds": [0], "select": {"metric": "accuracy"}}
+@pytest.mark.parametrize(("protocol", "file", "samples"), [(None, "greedy", 1), ("avg@2", "sample", 2)])
+def test_a_rate_can_be_chosen_by_answers_to_the_held_out_rows(tmp_path, protocol, file, samples):
+    select = {"metric": "accuracy", "protocol": protocol}
+    study = {"objectives": [{"name": "sft"}], "lrs": [1e-3, 1e-2], "seeds": [0], "select": select}
     values = study_values(tmp_path, study, train={"steps": 1}, evaluate={"max_tokens": 4, "num_samples": 3})
     recipe = make_study(values, "test")
     outcome = run_here(recipe)
@@ -142,8 +145,8 @@ def test_a_rate_can_be_chosen_by_answers_to_the_held_out_rows(tmp_path):
     assert choice.lr == 1e-3  # a model of one step answers nothing: of equals the smallest
     assert choice.values == ((1e-3, 0.0), (1e-2, 0.0))
     held_out = PreparedDataset.load(recipe.output / "prepared" / "data").ids("validation")
-    (rows,) = (recipe.output / "tuning" / "sft-lr1e-3-s0").glob("evals/step-1/validation.greedy.jsonl")
-    assert sorted(row["id"] for row in read_jsonl(rows)) == sorted(held_out)
+    (rows,) = (recipe.output / "tuning" / "sft-lr1e-3-s0").glob(f"evals/step-1/validation.{file}.jsonl")
+    assert sorted(row["id"] for row in read_jsonl(rows)) == sorted([*held_out] * samples)
 
 
 def test_reference_log_probabilities_are_computed_once_for_all_objectives_and_seeds(tmp_path):

@@ -89,7 +89,7 @@ def read(
     heading = one_line(title) if title else _title(table, found)
     wider = build_table([*found, *(read_run(path) for path in beside)]) if beside else None
     tuning = _tuning(runs, selection, wider)
-    said = (*notes(table, found), *(tuning.notes() if tuning else ()))
+    said = (*notes(table, found), *(tuning.notes(table) if tuning else ()))
     return Report(heading, one_line(verdict(table, tuning), 10_000), table, said, build_method(table, found), tuning)
 
 

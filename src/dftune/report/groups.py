@@ -10,6 +10,7 @@ from typing import Any
 
 from dftune.files import canonical_json
 from dftune.report.load import Row, Run
+from dftune.report.wording import setting
 
 _NOT_A_CONDITION = frozenset({"name", "output", "seed", "data.prepared"})
 """Recipe keys that may differ between replicates."""
@@ -161,7 +162,9 @@ def _differs(key: str, settings: Sequence[Row]) -> bool:
 
 def _shown(values: Sequence[Any]) -> list[str]:
     """Values of one key for people: short numbers, and of paths the last part where that tells them apart."""
-    texts = [f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value) for value in values]
+    texts = [
+        setting(value) if isinstance(value, float) else "null" if value is None else str(value) for value in values
+    ]
     last = [_last_part(text) for text in texts]
     return last if len(set(last)) == len(set(texts)) else texts
 

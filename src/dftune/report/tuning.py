@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from dftune.evaluate.metrics import Difference
+from dftune.report.conditions import Column, Condition
+from dftune.report.groups import LEARNING_RATE
+from dftune.report.load import Row
 from dftune.report.tables import ResultTable
-from dftune.report.wording import listed, one_line, plural
+from dftune.report.wording import listed, one_line, plural, setting
 
 _DASH = "\N{EM DASH}"
 _MOST_NAMES = 6
@@ -38,11 +42,13 @@ class Tuning:
     Attributes:
         metric: what they go by, in words.
         rows: in the order of the recipe.
+        protocol: of the answers that they go by; empty where there are none.
         wider: the result table of all runs, those of other rates too; None without these runs.
     """
 
     metric: str
     rows: tuple[TuningRow, ...]
+    protocol: str = ""
     wider: ResultTable | None = None
 
     @property
@@ -50,8 +56,26 @@ class Tuning:
         """Whether there was more than one rate to choose from."""
         return any(len(row.grid) > 1 for row in self.rows)
 
-    def notes(self) -> Iterator[str]:
-        """Choices that ask for a wider grid, and objectives for which nothing could be chosen."""
+    def at_same_rate(self, row: Condition, column: Column) -> Difference | None:
+        """The difference to the reference trained with the learning rate of ``row``, where the two have others.
+
+        It is that of a comparison by itself.
+        """
+        twins = [other for other in (self.wider.trained if self.wider else ()) if _settings(other) == _settings(row)]
+        if self.wider is None or len(twins) != 1 or column not in self.wider.columns:
+            return None
+        references = [one for one in self.wider.trained if one.label == self.wider.compared_with.get(twins[0].label)]
+        rates = {_settings(one).get(LEARNING_RATE) for one in (*references, row)}
+        return self.wider.cell(twins[0], column).versus if references and len(rates) == 1 else None
+
+    def notes(self, table: ResultTable) -> Iterator[str]:
+        """Choices that ask for a wider grid or other answers, and objectives for which nothing could be chosen."""
+        others = sorted({column.protocol for column in table.columns} - {self.protocol})
+        if self.protocol and others:
+            yield (
+                f"Learning rates were chosen by {self.protocol} answers; scores under {listed(others)} may be best at "
+                "other rates, and differences there partly be those of rates."
+            )
         for row in self.rows:
             if row.chosen == _DASH:
                 yield f"No learning rate of {row.name} was trained to the end with every seed: it has no result here."
@@ -73,18 +97,24 @@ def read_tuning(selection: Mapping[str, Any], wider: ResultTable | None = None) 
         wider: see `Tuning`.
     """
     source = selection.get("benchmark")
-    where = "held-out rows" if source is None else PurePosixPath(str(source)).stem
+    where = "held-out rows" if source is None else one_line(PurePosixPath(str(source)).stem)
+    protocol = str(selection.get("protocol") or "greedy") if selection["metric"] == "accuracy" else ""
     rows = tuple(_row(choice) for choice in selection["choices"])
-    return Tuning(f"{selection['metric']} on {one_line(where)}", rows, wider)
+    metric = f"{selection['metric']} on {where}{f' ({protocol})' if protocol else ''}"
+    return Tuning(metric, rows, protocol, wider)
+
+
+def _settings(row: Condition) -> Row:
+    return row.group.settings if row.group else {}
 
 
 def _row(choice: Mapping[str, Any]) -> TuningRow:
     parts = (str(choice[key]) for key in ("model", "condition", "objective"))
     return TuningRow(
         name=one_line(" ".join(part for part in parts if part)),
-        chosen=_DASH if choice["lr"] is None else f"{choice['lr']:g}",
+        chosen=_DASH if choice["lr"] is None else setting(choice["lr"]),
         grid=tuple(
-            (f"{one['lr']:g}", "failed" if one["value"] is None else f"{one['value']:.3f}") for one in choice["grid"]
+            (setting(one["lr"]), "failed" if one["value"] is None else f"{one['value']:.3f}") for one in choice["grid"]
         ),
         edge=str(choice.get("at_edge") or ""),
     )

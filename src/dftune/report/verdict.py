@@ -44,6 +44,8 @@ class Comparison:
         reference: what the other one is called.
         shared: details of both sides' labels in which they agree, ``(("data.source", "source noisy"),)``.
         found: protocols and differences, the clear ones first.
+        at_same_rate: learning rate of the condition, and the first of these differences with a reference of that rate;
+            None where it had none other.
     """
 
     benchmark: str
@@ -51,6 +53,7 @@ class Comparison:
     reference: str
     shared: Details
     found: tuple[tuple[str, Difference], ...]
+    at_same_rate: tuple[str, Difference] | None = None
 
     @property
     def is_clear(self) -> bool:
@@ -71,12 +74,12 @@ def verdict(table: ResultTable, tuning: Tuning | None = None) -> str:
     """
     if not table.columns:
         return "None of these runs holds an evaluation, so there is no score to compare; the charts show the training."
-    return " ".join([*_sentences(table), *_gains(table), *_confidence(table), *_reservations(table, tuning)])
+    return " ".join([*_sentences(table, tuning), *_gains(table), *_confidence(table), *_reservations(table, tuning)])
 
 
-def _sentences(table: ResultTable) -> Iterator[str]:
+def _sentences(table: ResultTable, tuning: Tuning | None) -> Iterator[str]:
     """Benchmark by benchmark, and on each under the same circumstances together: those with a finding first."""
-    compared = list(_comparisons(table))
+    compared = list(_comparisons(table, tuning))
     benchmarks = list(dict.fromkeys(one.benchmark for one in compared))
     short = sum(one.is_clear for one in compared) > MANY_FINDINGS
     for benchmark in benchmarks:
@@ -156,21 +159,43 @@ def _too_small(benchmark: str, noise: Sequence[Difference]) -> str:
     return f"{sees}differences under about {ends} points, depending on what is compared, cannot be seen reliably."
 
 
-def _comparisons(table: ResultTable) -> Iterator[Comparison]:
+def _comparisons(table: ResultTable, tuning: Tuning | None) -> Iterator[Comparison]:
     versions = list(dict.fromkeys((one.benchmark + one.left_out, one.fingerprint) for one in table.columns))
     names = Counter(name for name, _ in versions)
+    shared = _circumstances_of(table)
     for version in versions:
         shown = version[0] if names[version[0]] == 1 else f"{version[0]}, version {version[1][:6]}"
         columns = [one for one in table.columns if (one.benchmark + one.left_out, one.fingerprint) == version]
         for row in table.conditions:
-            cells = [(column.protocol, table.cell(row, column)) for column in columns]
-            found = [(protocol, cell.versus) for protocol, cell in cells if cell.versus is not None]
+            cells = [(column, cell) for column in columns if (cell := table.cell(row, column)).versus is not None]
+            cells.sort(key=lambda one: one[1].versus is None or one[1].versus.sign == 0)
+            found = tuple((column.protocol, cell.versus) for column, cell in cells if cell.versus is not None)
             if found:
-                found.sort(key=lambda one: one[1].sign == 0)
-                other = next(other for other in table.conditions if other.label == table.compared_with[row.label])
-                shared = _shared_details(row, other)
-                reference = next(cell.reference for _, cell in cells if cell.versus is not None)
-                yield Comparison(shown, row, _own_name(other, shared) if shared else reference, shared, tuple(found))
+                other, alike = _reference(table, row), shared[row.label]
+                same = tuning.at_same_rate(row, cells[0][0]) if tuning and _rate(row) != _rate(other) else None
+                reference = _own_name(other, alike) if alike else cells[0][1].reference
+                yield Comparison(shown, row, reference, alike, found, (_rate(row), same) if same else None)
+
+
+def _reference(table: ResultTable, row: Condition) -> Condition:
+    return next(other for other in table.conditions if other.label == table.compared_with[row.label])
+
+
+def _rate(row: Condition) -> str:
+    """The learning rate, as labels have it; empty where none names it."""
+    details = row.group.details if row.group else ()
+    return next((shown.split(" ", 1)[1] for key, shown in details if key == LEARNING_RATE), "")
+
+
+def _circumstances_of(table: ResultTable) -> dict[str, Details]:
+    """What each condition shares with its reference, by label; the rate only where there are references of several."""
+    pairs = {row.label: (row, _reference(table, row)) for row in table.conditions if row.label in table.compared_with}
+    shared = {label: _shared_details(*pair) for label, pair in pairs.items()}
+    without = {label: tuple(one for one in alike if one[0] != LEARNING_RATE) for label, alike in shared.items()}
+    references: dict[Details, set[str]] = defaultdict(set)
+    for label, alike in without.items():
+        references[alike].add(pairs[label][1].label)
+    return {label: alike if len(references[alike]) == 1 else shared[label] for label, alike in without.items()}
 
 
 def _shared_details(row: Condition, reference: Condition) -> Details:
@@ -199,7 +224,14 @@ def _sentence(one: Comparison, num_comparisons: int) -> str:
         verdict = f"is {doubt(first, num_comparisons)}: {signed(first.mean)} points"
         begun, ends = f"the difference between {name} and {one.reference} {verdict}", interval(first.low, first.high)
     begun = f"{begun} ({_asked(protocol)[0]}, 95 % interval {ends})"
-    return f"{begun}{''.join(_further(first, other, protocol, num_comparisons) for protocol, other in others)}."
+    same = f"; {_at_same_rate(*one.at_same_rate)}" if first.sign and one.at_same_rate else ""
+    return f"{begun}{same}{''.join(_further(first, other, protocol, num_comparisons) for protocol, other in others)}."
+
+
+def _at_same_rate(rate: str, difference: Difference) -> str:
+    return (
+        f"with both at lr {rate} it is {signed(difference.mean)} points ({interval(difference.low, difference.high)})"
+    )
 
 
 def _asked(protocol: str) -> tuple[str, str]:
@@ -279,7 +311,9 @@ def _reservations(table: ResultTable, tuning: Tuning | None) -> Iterator[str]:
     cells = list(table.cells.values())
     at_edge = sum(bool(row.edge) for row in tuning.rows) if tuning else 0
     whose = f"{at_edge} of {len(tuning.rows)} conditions" if tuning else ""
+    chosen_by = tuning.protocol if tuning and {column.protocol for column in table.columns} - {tuning.protocol} else ""
     reasons = [
+        *([f"learning rates were chosen by {chosen_by} answers alone"] if chosen_by else []),
         *([f"the best learning rate of {whose} is an end of its grid"] if at_edge else []),
         *(["some evaluations are incomplete"] if any(cell.incomplete for cell in cells) else []),
         *(["some prompts differ from those of the training"] if any(cell.format_differs for cell in cells) else []),

@@ -39,6 +39,14 @@ def number(value: float, digits: int = 1) -> str:
     return shown.replace("-", MINUS)
 
 
+def setting(value: float) -> str:
+    """A number of a recipe as recipes write it: ``0.5``, ``3e-5``."""
+    if not 0 < abs(value) < 0.01:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.5e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
 def percent(share: float) -> str:
     """A share as per cent, without the sign."""
     return number(100 * share)
