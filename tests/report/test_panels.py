@@ -58,7 +58,8 @@ def test_rates_of_many_conditions_are_drawn_by_circumstances_on_one_scale(tmp_pa
         for objective in OBJECTIVES:
             for lr in (1e-4, 1e-3):
                 write_run(tmp_path, objective, 0, [2.0, 1.0 + place + lr], [3 + place], lr=lr, source=source)
-    charts = list(sensitivity_charts(table_of(tmp_path)))
+    table = table_of(tmp_path)
+    charts = list(sensitivity_charts(table))
     assert [chart.title for chart in charts] == [
         "Accuracy by learning rate: source clean",
         "Accuracy by learning rate: source noisy",
@@ -66,6 +67,9 @@ def test_rates_of_many_conditions_are_drawn_by_circumstances_on_one_scale(tmp_pa
         "NLL on held-out rows by learning rate: source noisy",
     ]
     assert [line.label for line in charts[0].lines] == ["sft", "dynamic_ft", "eaft", "power", "talr"]
+    looks = {row.method: row.style for row in table.trained}
+    for chart in charts:
+        assert {line.label: line.style for line in chart.lines} == looks
     assert charts[2].y_scale == charts[3].y_scale
     assert charts[3].y_scale.low <= 1.0
     assert charts[3].y_scale.high >= 2.0

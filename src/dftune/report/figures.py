@@ -145,7 +145,7 @@ def build_sections(table: ResultTable, wider: ResultTable | None = None) -> tupl
     scores = [kind(table, column) for kind in kinds for column in table.whole_columns]
     found = (
         Section("Scores", tuple(figure for kind in scores for figure in kind)),
-        _with_one_legend(Section("Sensitivity", tuple(_sensitivity(wider or table)))),
+        _with_one_legend(Section("Sensitivity", tuple(_sensitivity(wider or table, table)))),
         _with_one_legend(Section("Loss", tuple(_curves(table.trained, _LOSSES)))),
         Section("Token probabilities before and after", tuple(_histograms(table.trained))),
         _with_one_legend(Section("Inside the training", tuple(_curves(table.trained, _INSIDE)))),
@@ -249,8 +249,8 @@ def _accuracy_curves(table: ResultTable, column: Column) -> Iterator[Figure]:
             yield Figure(title, svg, caption, _legend(_readable(lines)))
 
 
-def _sensitivity(table: ResultTable) -> Iterator[Figure]:
-    for chart in sensitivity_charts(table):
+def _sensitivity(table: ResultTable, compared: ResultTable) -> Iterator[Figure]:
+    for chart in sensitivity_charts(table, compared):
         lines = _readable(list(chart.lines))
         svg = line_chart(
             lines,
@@ -305,7 +305,7 @@ def _lengths(table: ResultTable, column: Column) -> Iterator[Figure]:
     title = f"Length by verdict{_on(table, column)}"
     spans = [
         Span(
-            f"{one_line(row.label, MOST_SPAN - 10 - len(name))}: {name}",
+            f"{one_line(row.label, MOST_SPAN - len(name))}: {name}",
             *(row.style, tokens[0.5], tokens[0.1], tokens[0.9]),
             shown=f"{tokens[0.5]:,}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,16 +31,22 @@ class Sensitivity:
     y_scale: Scale
 
 
-def sensitivity_charts(table: ResultTable) -> Iterator[Sensitivity]:
-    """A chart a key and benchmark, and one of the last NLL on held-out rows."""
+def sensitivity_charts(table: ResultTable, compared: ResultTable | None = None) -> Iterator[Sensitivity]:
+    """A chart a key and benchmark, and one of the last NLL on held-out rows.
+
+    Args:
+        table: of the runs to be drawn.
+        compared: the table that the other charts are of, where it is another: a method looks the same in all of them.
+    """
+    looks = {row.method: row.style for row in (compared or table).trained}
     for key, name in KEYS.items():
         for column in table.whole_columns:
             on = f" on {table.name(column)}" if len(table.columns) > 1 else ""
             caption = "Final accuracy of each run, mean over its seeds. An optimum at an end may lie beyond it."
-            charts = _charts(table, key, partial(_final_accuracies, table, column))
+            charts = _charts(table, key, partial(_final_accuracies, table, column), looks)
             yield from _alike(charts, f"Accuracy{on} by {name}", name, "accuracy, %", caption)
         caption = "At the last validation. Where demonstrations are wrong, fitting them better is no gain."
-        charts = _charts(table, key, _last_nll)
+        charts = _charts(table, key, _last_nll, looks)
         yield from _alike(charts, f"NLL on held-out rows by {name}", name, "nats per token", caption)
 
 
@@ -65,7 +71,7 @@ def _last_nll(row: Condition) -> list[float]:
 
 
 def _charts(
-    table: ResultTable, key: str, values: Callable[[Condition], list[float]]
+    table: ResultTable, key: str, values: Callable[[Condition], list[float]], looks: Mapping[str, int]
 ) -> Iterator[tuple[str, tuple[Line, ...]]]:
     """Conditions joined that differ in ``key`` alone; nothing where no line would have two points."""
     families: dict[bytes, list[tuple[float, list[float], Condition]]] = defaultdict(list)
@@ -78,8 +84,12 @@ def _charts(
         return
     by_head = {family[0][2].label: sorted(family, key=lambda point: point[0]) for family in families.values()}
     heads = [row for row in table.trained if row.label in by_head]
-    styles = dict(zip((row.label for row in heads), styles_of([row.method for row in heads]), strict=True))
+    several = styles_of([row.method for row in heads])
+    own = dict(zip((row.label for row in heads), several, strict=True))
     for panel in panels(heads, but=key):
+        methods = {row.method for row in panel.rows}
+        one_each = len(methods) == len(panel.rows) and methods <= looks.keys()
+        styles = {row.label: looks[row.method] for row in panel.rows} if one_each else own
         lines = [_line(panel.label(row), styles[row.label], by_head[row.label]) for row in panel.rows]
         yield panel.title, tuple(lines)
 
