@@ -468,6 +468,23 @@ def test_conditions_under_the_same_circumstances_are_told_together_findings_firs
     assert "differs clearly from sft (\N{MINUS SIGN}1.0 to +3.0 points). arith has 100 questions" in words
 
 
+def test_a_learning_rate_is_a_circumstance_where_all_have_it_and_part_of_the_names_where_not(tmp_path: Path) -> None:
+    def write(objective: str, lr: float, source: str) -> None:
+        name = f"{source}-{objective}"
+        run = write_scored(tmp_path, name, objective, 0, "10" * 50, source=f"{source}.jsonl")
+        recipe = make_recipe(name, {"name": objective}, 0, source=f"{source}.jsonl")
+        write_text(run / "recipe.yaml", yaml.safe_dump({**recipe, "optimizer": {"lr": lr}}))
+
+    for source, lr in (("a", 3e-4), ("b", 5e-4)):
+        write("sft", lr, source)
+        write("dynamic_ft", lr, source)
+    words = verdict(table_of(tmp_path))
+    assert "trained on a with lr 3e-4: the difference between dynamic_ft and sft is within the noise" in words
+    write("dynamic_ft", 1e-3, "b")
+    words = verdict(table_of(tmp_path))
+    assert "Trained on b: the difference between dynamic_ft (lr 1e-3) and sft (lr 5e-4) is within the noise" in words
+
+
 def test_many_findings_are_listed_without_their_intervals(tmp_path: Path) -> None:
     write_scored(tmp_path, "s", "sft", 0, "1" * 50 + "0" * 50)
     names = ("dynamic_ft", "deft", "eaft", "power", "talr", "asft")

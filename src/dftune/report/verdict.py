@@ -188,14 +188,21 @@ def _rate(row: Condition) -> str:
 
 
 def _circumstances_of(table: ResultTable) -> dict[str, Details]:
-    """What each condition shares with its reference, by label; the rate only where there are references of several."""
+    """What each condition shares with its reference, by label.
+
+    A learning rate is a circumstance where all have it, or where there are references of several rates; else it is part
+    of the names.
+    """
     pairs = {row.label: (row, _reference(table, row)) for row in table.conditions if row.label in table.compared_with}
     shared = {label: _shared_details(*pair) for label, pair in pairs.items()}
     without = {label: tuple(one for one in alike if one[0] != LEARNING_RATE) for label, alike in shared.items()}
     references: dict[Details, set[str]] = defaultdict(set)
+    rates: dict[Details, set[str]] = defaultdict(set)
     for label, alike in without.items():
         references[alike].add(pairs[label][1].label)
-    return {label: alike if len(references[alike]) == 1 else shared[label] for label, alike in without.items()}
+        rates[alike] |= {_rate(side) for side in pairs[label]}
+    in_names = {alike for alike in rates if len(references[alike]) == 1 and len(rates[alike]) > 1}
+    return {label: alike if alike in in_names else shared[label] for label, alike in without.items()}
 
 
 def _shared_details(row: Condition, reference: Condition) -> Details:
