@@ -10,6 +10,7 @@ import yaml
 from dftune.files import append_jsonl, write_text
 from dftune.report.cost import build_cost, knows_energy
 from dftune.report.curves import line_of
+from dftune.report.document import read
 from dftune.report.figures import build_sections
 from dftune.report.learning import build_learning, mean_height, steps_to
 from dftune.report.markdown import cost_table
@@ -116,17 +117,17 @@ def test_runs_that_differ_in_the_learning_rate_make_a_line_an_objective(tmp_path
         write_run(tmp_path, "sft", 0, [2.0, 1.0 + lr], [right], lr=lr)
         write_run(tmp_path, "dynamic_ft", 0, [2.0, 1.5], [right + 1], lr=lr)
     table = table_of(tmp_path)
-    accuracy, nll = sensitivity_charts(table)
+    accuracy, nll = sensitivity_charts(table, table.trained[-1:])
     assert (accuracy.title, nll.title) == ("Accuracy by learning rate", "NLL on held-out rows by learning rate")
-    assert [line.label for line in accuracy.lines] == ["sft", "dynamic_ft"]
+    assert [(line.label, line.style) for line in accuracy.lines] == [("sft", 1), ("dynamic_ft", 6)]
     assert [y for _, y in accuracy.lines[0].mean] == pytest.approx([20, 60, 40])
     assert [x for x, _ in accuracy.lines[1].mean] == [1e-5, 1e-4, 1e-3]
     assert nll.lines[0].mean[-1] == (1e-3, 1.001)
-    assert "Sensitivity" in [section.title for section in build_sections(table)]
+    assert "Sensitivity" in [section.title for section in build_sections(table, table)]
 
 
 def test_runs_with_one_learning_rate_have_no_such_chart(tmp_path: Path) -> None:
-    assert not list(sensitivity_charts(two_objectives(tmp_path)))
+    assert not list(sensitivity_charts(two_objectives(tmp_path), ()))
 
 
 def test_cost_adds_up_the_seeds_and_takes_the_largest_peak(tmp_path: Path) -> None:
@@ -149,3 +150,27 @@ def test_energy_is_that_of_all_seeds_or_not_known(tmp_path: Path) -> None:
     assert dynamic.energy == "4 Wh GPU"
     assert (power.energy, together.energy) == ("\N{EM DASH}", "\N{EM DASH}")
     assert "1.5 kWh GPU + 2 Wh CPU" in cost_table(table_of(tmp_path))
+
+
+def test_weights_of_tokens_are_means_over_the_seeds_where_they_were_recorded(tmp_path: Path) -> None:
+    def weights(table: ResultTable) -> list[str]:
+        figures = [figure for section in build_sections(table, table) for figure in section.figures]
+        return [figure.svg for figure in figures if figure.title == "Weights of tokens"]
+
+    assert not weights(two_objectives(tmp_path / "old"))
+    for seed, (low, middle, high) in enumerate([(-0.5, 0.2, 2.0), (-0.25, 0.4, 3.0)]):
+        write_run(tmp_path, "dpo", seed, [2.0], [3], weight_q10=low, weight_q50=middle, weight_q90=high)
+    (drawing,) = weights(table_of(tmp_path))
+    assert "<desc>dpo: 0.3 (-0.375 to 2.5)</desc>" in drawing
+
+
+def test_a_study_shows_other_rates_in_the_charts_over_the_rate_and_nowhere_else(tmp_path: Path) -> None:
+    for lr, right in ((1e-5, 2), (1e-4, 6), (1e-3, 4)):
+        write_run(tmp_path, "sft", 0, [2.0, 1.0], [right], lr=lr)
+    found = read(
+        [tmp_path / "noisy-sft-0.0001-0"], swept=[tmp_path / "noisy-sft-1e-05-0", tmp_path / "noisy-sft-0.001-0"]
+    )
+    assert [row.label for row in found.table.conditions] == ["sft"]
+    html = found.write(tmp_path / "out").html.read_text(encoding="utf-8")
+    assert "Accuracy by learning rate" in html
+    assert "sft-1e-05-0" not in html

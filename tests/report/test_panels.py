@@ -33,11 +33,11 @@ def test_more_conditions_than_colours_are_drawn_by_circumstances_with_a_colour_a
     for objective in OBJECTIVES:
         assert styles[objective, "source clean"] == styles[objective, "source noisy"]
     assert len(set(styles.values())) == 5
-    titles = [figure.title for section in build_sections(table) for figure in section.figures]
+    titles = [figure.title for section in build_sections(table, table) for figure in section.figures]
     assert titles.count("NLL on held-out rows: source clean") == titles.count("NLL on held-out rows: source noisy") == 1
     assert "Accuracy over training: source clean" in titles
     assert "NLL on held-out rows" not in titles
-    (loss,) = [section for section in build_sections(table) if section.title == "Loss"]
+    (loss,) = [section for section in build_sections(table, table) if section.title == "Loss"]
     for figure in loss.figures:
         assert [label for _, label in figure.legend or loss.legend] == sorted(
             OBJECTIVES, key=lambda name: name != "sft"
@@ -59,7 +59,7 @@ def test_rates_of_many_conditions_are_drawn_by_circumstances_on_one_scale(tmp_pa
             for lr in (1e-4, 1e-3):
                 write_run(tmp_path, objective, 0, [2.0, 1.0 + place + lr], [3 + place], lr=lr, source=source)
     table = table_of(tmp_path)
-    charts = list(sensitivity_charts(table))
+    charts = list(sensitivity_charts(table, table.trained))
     assert [chart.title for chart in charts] == [
         "Accuracy by learning rate: source clean",
         "Accuracy by learning rate: source noisy",

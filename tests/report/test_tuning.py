@@ -65,7 +65,7 @@ def test_a_finding_between_two_rates_is_told_with_the_difference_at_one_rate(tmp
     found = read(
         [runs["sft", 1e-4], runs["dynamic_ft", 1e-3]],
         selection={"metric": "accuracy", "benchmark": "choose.jsonl", "choices": choices},
-        beside=[runs["sft", 1e-3], runs["dynamic_ft", 1e-4]],
+        swept=[runs["sft", 1e-3], runs["dynamic_ft", 1e-4]],
     )
     assert "dynamic_ft (lr 1e-3) answers 40.0 points more than sft (lr 1e-4) (greedy, 95 % interval " in found.verdict
     assert "); with both at lr 1e-3 it is \N{MINUS SIGN}1.0 points (" in found.verdict

@@ -24,6 +24,7 @@ from dftune.train.loop import train
 
 ALWAYS_LOGGED = {
     *("loss", "nll", "p_mean", "p_q10", "p_q50", "p_q90", "weight_mean", "ess", "p_eot", "grad_norm", "lr", "epoch"),
+    *("weight_q10", "weight_q50", "weight_q90"),
     *("tokens", "supervised_tokens", "tokens_per_s", "padding_share", "peak_memory_bytes"),
 }
 
@@ -40,6 +41,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(make_recipe):
     assert all(row.keys() >= ALWAYS_LOGGED for row in rows.values())
     assert rows[8]["nll"] < rows[1]["nll"]
     assert all(row["loss"] <= 1 / math.e + 1e-6 for row in rows.values())
+    for quantile in ("q10", "q50", "q90"):  # the weight of a token is its probability
+        assert all(row[f"weight_{quantile}"] == pytest.approx(row[f"p_{quantile}"], abs=1e-5) for row in rows.values())
     validation = rows_of(folder, "validation")
     assert sorted(validation) == [0, 8]
     assert sum(validation[8]["p_histogram"]) == validation[8]["num_tokens"]

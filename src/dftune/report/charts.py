@@ -228,14 +228,20 @@ class Span:
 
 
 def interval_chart(
-    spans: Sequence[Span], *, title: str, description: str, x_label: str, most: float = math.inf
+    spans: Sequence[Span],
+    *,
+    title: str,
+    description: str,
+    x_label: str,
+    least: float = 0.0,
+    most: float = math.inf,
 ) -> Markup:
-    """One row a condition: a marker at the value and a line over its interval, on an axis within 0 and ``most``."""
+    """One row a condition: a marker at the value, a line over its interval; no axis beyond ``least`` and ``most``."""
     row_height, label_height = 38, 17
     frame = Frame(height=len(spans) * row_height + 46, left=10, top=4)
     ends = [end for span in spans for end in (span.low, span.high)]
     scale = linear_scale(ends, num_ticks=5)
-    scale = Scale(max(scale.low, 0.0), min(scale.high, most), tuple(t for t in scale.ticks if 0 <= t <= most))
+    scale = Scale(max(scale.low, least), min(scale.high, most), tuple(t for t in scale.ticks if least <= t <= most))
     parts = _axes(frame, scale, None, x_label, "")
     for index, span in enumerate(spans):
         y = frame.top + index * row_height + label_height + 10
@@ -285,7 +291,7 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[Part]]], *, title: str, desc
 
 
 def marker(x: float, y: float, style: int, radius: float = 3.6) -> str:
-    """The marker of a style: circle, square, triangle or diamond in turn, hollow for the base."""
+    """The marker of a style: circle, square, triangle or diamond in turn, hollow for the base and from style 9 on."""
     shape = (style - 1) % 4 if style else 0
     r = radius
     diamond = 1.35 * r

@@ -10,8 +10,10 @@ from dftune.report.groups import Group
 from dftune.report.load import Evaluation, Run, inner
 from dftune.report.wording import plural
 
-NUM_STYLES = 8
-"""Colours, dashes and markers that style.css tells apart; more conditions share them by method."""
+NUM_STYLES = 16
+"""Styles that style.css tells apart, eight colours with two dashes and markers each; further conditions begin again."""
+MOST_LINES = 8
+"""Lines of one chart whose colours differ; with more conditions a method has one style under all circumstances."""
 
 
 @dataclass(frozen=True, order=True)
@@ -128,13 +130,13 @@ def find_conditions(
 
 
 def styles_of(methods: Sequence[str]) -> list[int]:
-    """One for each; where there are more than styles, one a method, so that it looks the same under all circumstances.
+    """One for each; of more than fit into a chart one a method, so that it looks the same under all circumstances.
 
     Args:
         methods: what each is trained with, objective and options.
     """
     places = {method: place for place, method in enumerate(dict.fromkeys(methods))}
-    by_place = range(len(methods)) if len(methods) <= NUM_STYLES else [places[method] for method in methods]
+    by_place = range(len(methods)) if len(methods) <= MOST_LINES else [places[method] for method in methods]
     return [place % NUM_STYLES + 1 for place in by_place]
 
 

@@ -41,6 +41,7 @@ class Report:
         notes: what to know before trusting a number.
         method: how the numbers came about.
         tuning: how learning rates were chosen, in a study that tried several.
+        swept: what the charts over learning rate and batch size are drawn from where that is another table.
     """
 
     title: str
@@ -49,12 +50,13 @@ class Report:
     notes: tuple[str, ...]
     method: Method
     tuning: Tuning | None = None
+    swept: ResultTable | None = None
 
     def write(self, output: Path) -> ReportPaths:
         """Write the report and its tables into ``output``, each file all or nothing."""
         paths = ReportPaths(*(output / f"report.{ending}" for ending in ("html", "md", "csv", "tex")))
         parts = (self.title, self.verdict, self.table, self.notes, self.method)
-        write_text(paths.html, render_html(*parts, tuning=self.tuning))
+        write_text(paths.html, render_html(*parts, tuning=self.tuning, swept=self.swept))
         write_text(paths.markdown, render_markdown(*parts, tuning=self.tuning))
         write_text(paths.csv, render_csv(self.table))
         write_text(paths.latex, render_latex(self.table))
@@ -70,7 +72,7 @@ def read(
     title: str | None = None,
     *,
     selection: Mapping[str, Any] | None = None,
-    beside: Sequence[Path] = (),
+    swept: Sequence[Path] = (),
 ) -> Report:
     """Read run folders and work out everything the report says.
 
@@ -78,19 +80,21 @@ def read(
         runs: run folders, or folders that hold run folders.
         title: heading; default, the names of what is compared.
         selection: how a study chose its learning rates; default, what lies in the folder of a study.
-        beside: runs of the rates that were not chosen: they show how much the rate matters, and are compared with
-            nothing.
+        swept: further run folders, with other learning rates or batch sizes: they show how much these matter, and are
+            compared with nothing.
 
     Raises:
         ValueError: a folder is missing or no run folder, or a file in it is damaged.
     """
     found = [read_run(path) for path in find_runs(runs)]
+    others = [read_run(path) for path in find_runs(swept)]
     table = build_table(found)
     heading = one_line(title) if title else _title(table, found)
-    wider = build_table([*found, *(read_run(path) for path in beside)]) if beside else None
-    tuning = _tuning(runs, selection, wider)
+    with_others = build_table([*found, *others]) if others else None
+    tuning = _tuning(runs, selection, with_others)
     said = (*notes(table, found), *(tuning.notes(table) if tuning else ()))
-    return Report(heading, one_line(verdict(table, tuning), 10_000), table, said, build_method(table, found), tuning)
+    words, method = one_line(verdict(table, tuning), 10_000), build_method(table, found)
+    return Report(heading, words, table, said, method, tuning, with_others)
 
 
 def _tuning(runs: Sequence[Path], selection: Mapping[str, Any] | None, wider: ResultTable | None) -> Tuning | None:

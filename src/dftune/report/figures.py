@@ -36,6 +36,8 @@ MOST_LEGEND = 45
 """Characters of a legend above a chart; a longer one stands once above its section."""
 MOST_SPAN = 42
 """Characters of label and value together in a row of an interval chart."""
+MOST_BAR = 48
+"""Characters of a label above a stacked bar."""
 
 
 @dataclass(frozen=True)
@@ -134,21 +136,16 @@ _INSIDE = (
 )
 
 
-def build_sections(table: ResultTable, wider: ResultTable | None = None) -> tuple[Section, ...]:
-    """Every chart for which the runs hold data.
-
-    Args:
-        table: what is compared.
-        wider: the same with further learning rates, for the charts of sensitivity.
-    """
+def build_sections(table: ResultTable, swept: ResultTable) -> tuple[Section, ...]:
+    """Every chart for which the runs hold data; those over learning rate and batch size are from ``swept``."""
     kinds = (_intervals, _accuracy_curves, _outcomes, _lengths)
     scores = [kind(table, column) for kind in kinds for column in table.whole_columns]
     found = (
         Section("Scores", tuple(figure for kind in scores for figure in kind)),
-        _with_one_legend(Section("Sensitivity", tuple(_sensitivity(wider or table, table)))),
+        _with_one_legend(Section("Sensitivity", tuple(_sensitivity(table, swept)))),
         _with_one_legend(Section("Loss", tuple(_curves(table.trained, _LOSSES)))),
         Section("Token probabilities before and after", tuple(_histograms(table.trained))),
-        _with_one_legend(Section("Inside the training", tuple(_curves(table.trained, _INSIDE)))),
+        _with_one_legend(Section("Inside the training", (*_weights(table.trained), *_curves(table.trained, _INSIDE)))),
     )
     return tuple(section for section in found if section.figures)
 
@@ -249,8 +246,8 @@ def _accuracy_curves(table: ResultTable, column: Column) -> Iterator[Figure]:
             yield Figure(title, svg, caption, _legend(_readable(lines)))
 
 
-def _sensitivity(table: ResultTable, compared: ResultTable) -> Iterator[Figure]:
-    for chart in sensitivity_charts(table, compared):
+def _sensitivity(table: ResultTable, swept: ResultTable) -> Iterator[Figure]:
+    for chart in sensitivity_charts(swept, table.trained):
         lines = _readable(list(chart.lines))
         svg = line_chart(
             lines,
@@ -267,7 +264,7 @@ def _sensitivity(table: ResultTable, compared: ResultTable) -> Iterator[Figure]:
 def _outcomes(table: ResultTable, column: Column) -> Iterator[Figure]:
     rows = [
         (
-            one_line(row.label, MOST_SPAN),
+            one_line(row.label, MOST_BAR),
             [Part(name, stats.count, _listed(stats.reasons)) for name, stats in found.categories.items()],
         )
         for row in table.conditions
@@ -305,7 +302,7 @@ def _lengths(table: ResultTable, column: Column) -> Iterator[Figure]:
     title = f"Length by verdict{_on(table, column)}"
     spans = [
         Span(
-            f"{one_line(row.label, MOST_SPAN - len(name))}: {name}",
+            f"{one_line(row.label, MOST_SPAN - 6 - len(name))}: {name}",
             *(row.style, tokens[0.5], tokens[0.1], tokens[0.9]),
             shown=f"{tokens[0.5]:,}",
         )
@@ -319,6 +316,35 @@ def _lengths(table: ResultTable, column: Column) -> Iterator[Figure]:
     )
     caption = "Median, and a line from the 10 % to the 90 % quantile, of correct and of wrong completions, all seeds."
     yield Figure(title, svg, caption)
+
+
+def _weights(trained: Sequence[Condition]) -> Iterator[Figure]:
+    """What each objective made of its tokens at the end; runs of older versions have not recorded it."""
+    spans = []
+    for row in trained:
+        last = [run.train[-1] for run in row.runs if run.train and run.train[-1].keys() >= _WEIGHTS]
+        if last:
+            low, middle, high = (
+                math.fsum(float(one[f"weight_{name}"]) for one in last) / len(last) for name in ("q10", "q50", "q90")
+            )
+            label = one_line(row.label, MOST_SPAN - 8)
+            spans.append(Span(label, row.style, middle, low, high, f"{middle:.3g}"))
+    if spans:
+        svg = interval_chart(
+            spans,
+            title="Weights of tokens",
+            description="; ".join(f"{s.label}: {s.value:.3g} ({s.low:.3g} to {s.high:.3g})" for s in spans),
+            x_label="weight",
+            least=-math.inf,
+        )
+        caption = (
+            "Median, and a line from the 10 % to the 90 % quantile, of the weight w = \N{MINUS SIGN}∂total/∂log p that "
+            "the objective gave each supervised token of the last step, mean over seeds. 1 for all is plain SFT."
+        )
+        yield Figure("Weights of tokens", svg, caption)
+
+
+_WEIGHTS = frozenset({"weight_q10", "weight_q50", "weight_q90"})
 
 
 def _histograms(trained: Sequence[Condition]) -> Iterator[Figure]:

@@ -23,7 +23,8 @@ class Group:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-        label: the objective, and the recipe keys in which the groups of this report differ.
+        label: the objective, and the recipe keys in which the groups of this report differ; an option of the objective
+            only where groups with that objective do.
         objective: its name.
         details: those keys with their values, ``(("data.source", "source noisy"), ...)``.
         settings: the recipe as ``{"a.b": value}``, without what may differ between replicates.
@@ -121,43 +122,27 @@ def _label(name: str, details: Sequence[tuple[str, str]]) -> str:
 
 
 def _details(settings: Sequence[Row]) -> list[tuple[tuple[str, str], ...]]:
-    """The keys in which groups differ, each by the shortest ending that names it, with the value in each group.
-
-    Of an objective's own options those in which its groups differ, or its only one: the recipes have the others.
-    """
-    keys = list(dict.fromkeys(key for values in settings for key in values))
-    differing = [key for key in keys if key != "objective.name" and _differs(key, settings)]
-    named = [
-        key for key in differing if not _is_option(key) or any(_names(key, values, settings) for values in settings)
-    ]
-    endings = Counter(key.rsplit(".", 1)[-1] for key in named)
-    short = {key: ending if endings[ending := key.rsplit(".", 1)[-1]] == 1 else key for key in named}
-    shown = {key: _shown([values.get(key) for values in settings]) for key in named}
+    """The keys in which groups differ, each by the shortest ending that names it, with the value in each group."""
+    keys = [key for key in dict.fromkeys(key for values in settings for key in values) if key != "objective.name"]
+    differing = [key for key in keys if any(_differs(key, values, settings) for values in settings)]
+    endings = Counter(key.rsplit(".", 1)[-1] for key in differing)
+    short = {key: ending if endings[ending := key.rsplit(".", 1)[-1]] == 1 else key for key in differing}
+    shown = {key: _shown([values.get(key) for values in settings]) for key in differing}
     return [
         tuple(
             (key, f"{short[key]} {shown[key][index]}")
-            for key in named
-            if key in values and (not _is_option(key) or _names(key, values, settings))
+            for key in differing
+            if key in values and _differs(key, values, settings)
         )
         for index, values in enumerate(settings)
     ]
 
 
-def _is_option(key: str) -> bool:
-    return key.startswith("objective.")
-
-
-def _names(option: str, values: Row, settings: Sequence[Row]) -> bool:
-    """Whether an option is needed to tell what a group was trained with."""
-    if option not in values:
-        return False
-    variants = [other for other in settings if other.get("objective.name") == values.get("objective.name")]
-    own = [key for key, value in values.items() if _is_option(key) and key != "objective.name" and value is not None]
-    return _differs(option, variants) or own == [option]
-
-
-def _differs(key: str, settings: Sequence[Row]) -> bool:
-    return len({canonical_json(values.get(key)) for values in settings}) > 1
+def _differs(key: str, one: Row, settings: Sequence[Row]) -> bool:
+    """Whether groups differ in a key: in an option of the objective, those with the objective of ``one``."""
+    option, name = key.startswith("objective."), "objective.name"
+    others = [values for values in settings if not option or values.get(name) == one.get(name)]
+    return len({canonical_json(values.get(key)) for values in others}) > 1
 
 
 def _shown(values: Sequence[Any]) -> list[str]:

@@ -37,8 +37,9 @@ def render_html(
     method: Method,
     *,
     tuning: Tuning | None = None,
+    swept: ResultTable | None = None,
 ) -> str:
-    """The whole file."""
+    """The whole file; ``swept``, where it is another table, is for the charts over learning rate and batch size."""
     browser, cost = build_browser(table), build_cost(table)
     return (
         _environment()
@@ -48,7 +49,7 @@ def render_html(
             verdict=verdict,
             table=table,
             notes=notes,
-            sections=build_sections(table, tuning.wider if tuning else None),
+            sections=build_sections(table, swept or table),
             tuning=tuning,
             browser=browser,
             browser_json=Markup(browser.as_json()),

@@ -46,9 +46,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Method:
-    """The section on method and reproduction."""
+    """The sections on data, and on method and reproduction: facts are names with their values."""
 
     runs: tuple[RunRow, ...]
+    data: tuple[tuple[str, tuple[str, ...]], ...]
     facts: tuple[tuple[str, tuple[str, ...]], ...]
     commands: tuple[str, ...]
     recipes: tuple[Recipe, ...]
@@ -59,6 +60,7 @@ def build_method(table: ResultTable, runs: Sequence[Run]) -> Method:
     """Collect it from the manifests, recipes and last training rows."""
     return Method(
         runs=tuple(_run_row(run, row.label) for row in table.trained for run in row.runs),
+        data=tuple((name, values) for name, values in _data_facts(table, runs) if values),
         facts=tuple((name, values) for name, values in _facts(table, runs) if values),
         commands=_unique(str(run.manifest.get("command") or "") for run in runs),
         recipes=tuple(
@@ -95,13 +97,23 @@ def _facts(table: ResultTable, runs: Sequence[Run]) -> Iterable[tuple[str, tuple
     yield "Started from", _unique(_model(run) for run in trained)
     yield "Scorer", _unique(str(run.manifest.get("scorer") or "") for run in trained)
     yield "Precision", _unique(str(run.manifest.get("precision") or "") for run in trained)
-    yield "Training data", _unique(_data(run.manifest.get("data")) for run in trained)
-    yield "Decontamination", _unique(_contamination(run.manifest.get("data")) for run in trained)
-    yield "Prompt format", _unique(_named(run.manifest.get("prompt_format")) for run in runs)
     for column in table.whole_columns:
         settings = [one.settings for row in table.conditions for one in table.cell(row, column).evaluations]
         yield f"Evaluation on {table.name(column)}", _unique(_evaluation(one) for one in settings)
     yield "Spread between seeds", _unique(_spread(table, column) for column in table.columns)
+
+
+def _data_facts(table: ResultTable, runs: Sequence[Run]) -> Iterable[tuple[str, tuple[str, ...]]]:
+    trained = [run for run in runs if run.kind == "train"]
+    yield "Training data", _unique(_of_source(run, _data(run.manifest.get("data"))) for run in trained)
+    yield "Contamination", _unique(_of_source(run, _contamination(run.manifest.get("data"))) for run in trained)
+    yield "Shown twice", _unique(table.name(column) for column in table.columns if column.without)
+    yield "Prompt format", _unique(_named(run.manifest.get("prompt_format")) for run in runs)
+
+
+def _of_source(run: Run, text: str) -> str:
+    source = inner(run.recipe, "data", "source")
+    return f"{source}: {text}" if text and source else text
 
 
 def _spread(table: ResultTable, column: Column) -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dftune.report.conditions import NUM_STYLES, Condition
+from dftune.report.conditions import MOST_LINES, Condition
 from dftune.report.groups import LEARNING_RATE
 
 MOST_PANELS = 6
@@ -50,7 +50,7 @@ def panels(rows: Sequence[Condition], but: str = "") -> list[Panel]:
         rows: conditions, a line each.
         but: key of the recipe that the chart is over.
     """
-    if len(rows) > NUM_STYLES:
+    if len(rows) > MOST_LINES:
         for left_out in ((LEARNING_RATE, but), (but,)):
             grouped: dict[str, list[Condition]] = defaultdict(list)
             for row in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,14 +31,14 @@ class Sensitivity:
     y_scale: Scale
 
 
-def sensitivity_charts(table: ResultTable, compared: ResultTable | None = None) -> Iterator[Sensitivity]:
+def sensitivity_charts(table: ResultTable, shown: Sequence[Condition]) -> Iterator[Sensitivity]:
     """A chart a key and benchmark, and one of the last NLL on held-out rows.
 
     Args:
-        table: of the runs to be drawn.
-        compared: the table that the other charts are of, where it is another: a method looks the same in all of them.
+        table: of all runs.
+        shown: conditions whose styles the report uses elsewhere.
     """
-    looks = {row.method: row.style for row in (compared or table).trained}
+    looks = {row.method: row.style for row in shown}
     for key, name in KEYS.items():
         for column in table.whole_columns:
             on = f" on {table.name(column)}" if len(table.columns) > 1 else ""
@@ -87,10 +87,11 @@ def _charts(
     several = styles_of([row.method for row in heads])
     own = dict(zip((row.label for row in heads), several, strict=True))
     for panel in panels(heads, but=key):
-        methods = {row.method for row in panel.rows}
-        one_each = len(methods) == len(panel.rows) and methods <= looks.keys()
-        styles = {row.label: looks[row.method] for row in panel.rows} if one_each else own
-        lines = [_line(panel.label(row), styles[row.label], by_head[row.label]) for row in panel.rows]
+        one_each = len({row.method for row in panel.rows}) == len(panel.rows)
+        known = looks if one_each else {}
+        lines = [
+            _line(panel.label(row), known.get(row.method, own[row.label]), by_head[row.label]) for row in panel.rows
+        ]
         yield panel.title, tuple(lines)
 
 

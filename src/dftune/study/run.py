@@ -217,6 +217,6 @@ def _report(
     folders += sorted(path for path in base.iterdir() if (path / "manifest.json").is_file()) if base.is_dir() else []
     if not folders:
         return None, None
-    beside = [cell.recipe.output for cell in there if cell.recipe.output not in folders]
-    found = report.read(folders, title or plan.recipe.name, selection=selection, beside=beside)
+    swept = [cell.recipe.output for cell in there if cell.recipe.output not in folders]
+    found = report.read(folders, title or plan.recipe.name, selection=selection, swept=swept)
     return found, found.write(plan.folder).html

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dftune.data.batches import MicroBatch
 from dftune.objectives import Objective
@@ -36,22 +37,27 @@ PEAK_FLOPS: Mapping[str, float] = {
 def token_metrics(result: StepResult, end_token_id: int) -> dict[str, float | None]:
     """NLL, quantiles of p, effective sample size of the weights, end-of-turn probability; formulas in run-folder.md."""
     p = result.logps.exp()
-    quantiles = p.float().quantile(torch.tensor([0.1, 0.5, 0.9], device=p.device)) if len(p) < 2**24 else p[:3]
     weights = result.weights.double()
     squares = weights.square().sum()
     ends = p[result.targets == end_token_id]
     return {
         "nll": -result.logps.mean().item(),
         "p_mean": p.mean().item(),
-        "p_q10": quantiles[0].item(),
-        "p_q50": quantiles[1].item(),
-        "p_q90": quantiles[2].item(),
+        **_quantiles("p", p),
         "weight_mean": weights.mean().item(),
+        **_quantiles("weight", weights),
         "ess": (weights.sum().square() / (len(weights) * squares)).item() if squares > 0 else 0.0,
         "p_eot": ends.mean().item() if len(ends) else None,
         **({} if result.top1_hit is None else {"top1": result.top1_hit.mean().item()}),
         **{name: value.item() for name, value in result.metrics.items()},
     }
+
+
+def _quantiles(name: str, values: Tensor) -> dict[str, float]:
+    """``NAME_q10``, ``_q50`` and ``_q90``; of more than 2^23 values, of evenly spaced ones."""
+    thinned = values[:: len(values) // 2**23 + 1].float()  # torch.quantile takes no more than 2^24
+    found = thinned.quantile(torch.tensor([0.1, 0.5, 0.9], device=values.device)).tolist()
+    return {f"{name}_q{percent}": quantile for percent, quantile in zip((10, 50, 90), found, strict=True)}
 
 
 @torch.no_grad()
