@@ -79,6 +79,12 @@ def test_two_runs_under_one_label_are_found(report):
     assert {(one.printed, one.recomputed) for one in repeats} == {("43.14", "43.76"), ("62.50", "64.89")}
 
 
+def test_a_lead_on_four_of_five_benchmarks_that_is_called_inconsistent_is_noted(report):
+    (note,) = of(report, "claim", "note")
+    assert (note.printed, note.recomputed) == ("inconsistent", "better on 4 of 5")
+    assert note.why == "Qwen2.5-Math-7B iw-SFT has more than DFT on all benchmarks but Minerva Math"
+
+
 def test_all_averages_and_all_other_gains_are_right(report):
     assert not of(report, "average") + of(report, "gain")
     assert len([one for one in report if one.severity == "error"]) == 13

@@ -76,6 +76,23 @@ def test_a_planted_mistake_is_found(tmp_path, old, new, finding):
     assert finding in {(one.check, one.printed, one.recomputed) for one in found}
 
 
+@pytest.mark.parametrize(
+    ("scores", "noted"),
+    [((5, 5, 5, 5, 0), ["better on 4 of 5"]), ((5, 5, 5, 0, 0), []), ((5, 5, 5, 5, 5), ["better on 5 of 5"])],
+)
+def test_a_lead_that_is_called_inconsistent_is_counted(tmp_path, scores, noted):
+    head = "| method | a | b | c | d | e |\n|---|---|---|---|---|---|\n"
+    rows = f"| Ours | {' | '.join(f'{one}.0' for one in scores)} |\n| SFT | 1.0 | 1.0 | 1.0 | 1.0 | 1.0 |\n\n"
+    for sentence in (
+        "Ours outperforms SFT, but this is inconsistent across datasets.",
+        "SFT underperforms Ours inconsistently across the benchmarks.",
+    ):
+        found = audit(read(write(tmp_path, head + rows + sentence + "\n")))
+        assert [(one.severity, one.recomputed) for one in found if one.check == "claim"] == [
+            ("note", one) for one in noted
+        ]
+
+
 def test_the_last_digit_of_a_mean_may_come_from_unrounded_cells(tmp_path):
     table = "| method | a | b | average |\n|---|---|---|---|\n| x | 1.24 | 1.24 | {} |\n"
     for possible in ("1.24", "1.25", "1.23"):  # two cells in [1.235, 1.245]

@@ -13,6 +13,7 @@ import pytest
 
 from dftune.cli import main
 from dftune.evaluate.against import Comparison, compare_all, format_comparisons
+from dftune.evaluate.family import holm
 from dftune.evaluate.metrics import paired_difference
 from dftune.evaluate.saved import find_saved
 from dftune.files import fingerprint, write_json, write_jsonl
@@ -243,3 +244,27 @@ def test_every_protocol_of_a_file_is_compared_with_its_own(tmp_path: Path) -> No
     # maj@4: two against two is half a win.
     assert (found["maj@4"].ours.mean, found["maj@4"].theirs.mean) == (0.75, 0.25)
     assert [one.sampling_error is None for one in found.values()] == [False, True, True]
+
+
+def test_several_benchmarks_are_corrected_for_their_number(tmp_path: Path) -> None:
+    """Eight of 100 won is clear alone; among twenty benchmarks of which nineteen show next to nothing it is not."""
+    won = {f"b{index:02d}": 8 if index == 0 else 1 for index in range(20)}
+
+    def saved(folder: Path, right: dict[str, int]) -> list[Any]:
+        for name, number in right.items():
+            one = save(folder / name, "1" * number + "0" * (100 - number), benchmark=name)
+            for file in (one / "evals/step-0").iterdir():
+                file.rename(file.with_name(file.name.replace("sums", name)))
+        return [one for name in right for one in find_saved(str(folder / name))]
+
+    ours, theirs = saved(tmp_path / "a", won), saved(tmp_path / "b", dict.fromkeys(won, 0))
+    (alone,) = compare_all(ours[:1], theirs[:1], "b")
+    assert (alone.difference.word, alone.difference.p_adjusted) == ("better", None)
+    assert "Holm" not in format_comparisons([alone])
+    together = compare_all(ours, theirs, "b")
+    assert [one.difference.word for one in together] == ["cannot tell"] * 20
+    assert [one.difference.p_adjusted for one in together] == holm([one.difference.p for one in together])
+    assert together[0].difference.detectable > alone.difference.detectable
+    said = format_comparisons(together)
+    assert "Findings hold for all 20 comparisons together (Holm)" in said
+    assert together[0].to_json()["difference"]["p_adjusted"] == together[0].difference.p_adjusted

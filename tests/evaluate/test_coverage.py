@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from benchmarks.intervals import WORLDS, World, accuracy_coverage, detectable, paired_figures
 
-from dftune.evaluate.metrics import accuracy_estimate
+from dftune.evaluate.metrics import accuracy_estimate, paired_difference
 
 CLUSTERED = "clusters of 1 to 5, 4 samples, 150 questions"
 QUICK = {
@@ -43,6 +43,30 @@ def test_ignoring_clusters_would_cover_too_little() -> None:
         kept += clustered.low <= world.truth <= clustered.high
     assert alone / 300 < 0.8
     assert kept / 300 >= 0.92
+
+
+@pytest.mark.slow
+def test_with_three_seeds_intervals_hold_the_truth_and_equal_objectives_are_rarely_called_better() -> None:
+    """300 questions, and seeds that differ by a standard deviation of 5 points on either side."""
+    generator, repetitions = np.random.default_rng(17), 1500
+    found = np.zeros(4)
+    for _ in range(repetitions):
+        shared, other = (0.2 + 0.6 * generator.beta(0.9, 0.6, (300, 1)) for _ in range(2))  # mean 0.56, never clipped
+        sides = []
+        for easy in (shared, np.where(generator.random((300, 1)) < 0.75, shared, other)):
+            chances = easy + generator.normal(0, 0.05, (1, 3)).clip(-0.2, 0.2)
+            sides.append((generator.random((300, 3)) < chances).astype(float).tolist())
+        estimate, difference = accuracy_estimate(sides[0]), paired_difference(*sides, seeds_match=True)
+        found += [
+            estimate.low <= 0.56 <= estimate.high,
+            difference.low <= 0 <= difference.high,
+            difference.sign > 0,
+            difference.sign < 0,
+        ]
+    accuracy, paired, better, worse = found / repetitions
+    assert 0.93 <= accuracy <= 0.97
+    assert 0.93 <= paired <= 0.97
+    assert max(better, worse) <= 0.04
 
 
 @pytest.mark.slow

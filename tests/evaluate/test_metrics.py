@@ -78,6 +78,21 @@ def test_the_spread_between_seeds_adds_its_own_standard_error() -> None:
     assert estimate.standard_error == pytest.approx(math.sqrt(1 / 24 + 1 / 16))
 
 
+def test_the_standard_error_is_that_of_a_bootstrap_that_draws_questions_and_seeds() -> None:
+    generator = np.random.default_rng(5)
+    num_questions, num_seeds, num_draws = 150, 30, 4000
+    scores = simulate(generator, num_questions, num_seeds, 0.08)
+    questions, seeds = (
+        generator.multinomial(size, np.full(size, 1 / size), size=num_draws) / size
+        for size in (num_questions, num_seeds)
+    )
+    drawn = np.einsum("dq,qs,ds->d", questions, scores, seeds, optimize=True)
+    found = accuracy_estimate(scores.tolist()).standard_error
+    assert found == pytest.approx(drawn.std(), rel=0.06)  # the chance of single answers counts twice here, there thrice
+    of_questions = (scores.mean(axis=1).var(ddof=1) / num_questions) ** 0.5
+    assert drawn.std() > 1.1 * of_questions  # so that seeds are not left out
+
+
 def test_the_same_seed_twice_does_not_narrow_the_interval() -> None:
     once = accuracy_estimate([[1.0], [0.0]] * 50)
     twice = accuracy_estimate([[1.0, 1.0], [0.0, 0.0]] * 50)

@@ -21,13 +21,21 @@ from tests.report.test_tables import table_of
 
 
 def write_run(
-    folder: Path, objective: str, seed: int, nlls: list[float], right: list[int], *, lr: float = 1e-4, **counted: float
+    folder: Path,
+    objective: str,
+    seed: int,
+    nlls: list[float],
+    right: list[int],
+    *,
+    lr: float = 1e-4,
+    source: str = "noisy",
+    **counted: float,
 ) -> None:
     """A run validated at steps 0, 10, 20, ... and evaluated on ten questions at steps 10, 20, ..."""
-    name = f"{objective}-{lr:g}-{seed}"
-    recipe = make_recipe(name, {"name": objective}, seed)
+    name = f"{source}-{objective}-{lr:g}-{seed}"
+    recipe = make_recipe(name, {"name": objective}, seed, source=f"{source}.jsonl")
     write_text(folder / name / "recipe.yaml", yaml.safe_dump({**recipe, "optimizer": {"lr": lr}}))
-    write_manifest(folder / name, "train", seed, {"name": objective})
+    write_manifest(folder / name, "train", seed, {"name": objective}, data={"fingerprint": source})
     used = {"tokens": 1000 + seed, "peak_memory_bytes": (seed + 1) * 2**20, **counted}
     events = [
         {"kind": "start", "step": 0, "time": 0.0},
@@ -58,6 +66,32 @@ def test_steps_to_the_references_end_and_means_over_training_are_those_worked_by
         ("sft", "1.100", "20 (1 of 2 seeds)", "1.575 (1.500 to 1.650)"),
         ("dynamic_ft", "1.100", "10 (1 of 2 seeds)", "1.400 (1.275 to 1.525)"),
     ]
+
+
+def test_the_target_is_that_of_the_reference_on_the_same_data(tmp_path: Path) -> None:
+    for source, sft, dynamic in (
+        ("clean", [2.0, 1.5, 1.0], [2.0, 0.9, 0.8]),
+        ("noisy", [4.0, 3.5, 3.0], [4.0, 3.6, 3.2]),
+    ):
+        write_run(tmp_path, "sft", 0, sft, [], source=source)
+        write_run(tmp_path, "dynamic_ft", 0, dynamic, [], source=source)
+    assert [(r.condition, r.target, r.steps) for r in build_learning(table_of(tmp_path))] == [
+        ("sft (source clean)", "1.000", "20"),
+        ("dynamic_ft (source clean)", "1.000", "10"),
+        ("sft (source noisy)", "3.000", "20"),
+        ("dynamic_ft (source noisy)", "3.000", "not reached"),
+    ]
+
+
+def test_rates_of_one_objective_are_measured_by_the_first_of_them_on_their_data(tmp_path: Path) -> None:
+    for source in ("clean", "noisy"):
+        for lr, end in ((1e-4, 1.0), (1e-3, 0.5)):
+            write_run(tmp_path, "sft", 0, [2.0, 1.5, end], [], lr=lr, source=source)
+    targets = {r.condition: r.target for r in build_learning(table_of(tmp_path))}
+    assert len(targets) == 4
+    assert set(targets.values()) <= {"1.000", "0.500"}
+    for source in ("clean", "noisy"):
+        assert len({target for label, target in targets.items() if source in label}) == 1
 
 
 def test_the_mean_of_a_curve_weighs_steps_by_their_distance() -> None:
@@ -133,7 +167,9 @@ def test_weights_of_tokens_are_means_over_the_seeds_where_they_were_recorded(tmp
 def test_a_study_shows_other_rates_in_the_charts_over_the_rate_and_nowhere_else(tmp_path: Path) -> None:
     for lr, right in ((1e-5, 2), (1e-4, 6), (1e-3, 4)):
         write_run(tmp_path, "sft", 0, [2.0, 1.0], [right], lr=lr)
-    found = read([tmp_path / "sft-0.0001-0"], swept=[tmp_path / "sft-1e-05-0", tmp_path / "sft-0.001-0"])
+    found = read(
+        [tmp_path / "noisy-sft-0.0001-0"], swept=[tmp_path / "noisy-sft-1e-05-0", tmp_path / "noisy-sft-0.001-0"]
+    )
     assert [row.label for row in found.table.conditions] == ["sft"]
     html = found.write(tmp_path / "out").html.read_text(encoding="utf-8")
     assert "Accuracy by learning rate" in html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from dftune.files import fingerprint, write_text
 from dftune.report.groups import group_runs, reference_of
 from dftune.report.load import Run, find_runs, read_run
 from dftune.report.markdown import summary_table
+from dftune.report.notes import notes
 from dftune.report.tables import Cell, ResultTable, build_table
-from dftune.report.verdict import notes, verdict
+from dftune.report.verdict import verdict
+from dftune.report.wording import doubt
 from tests.report.conftest import make_recipe, verdict_rows, write_evaluation, write_manifest
 
 
@@ -111,6 +114,27 @@ def test_each_condition_is_compared_with_sft_on_the_same_data_and_stands_behind_
     references = [reference_of(group, groups) for group in groups]
     assert [group.runs[0].name for group in groups] == ["a", "d", "b", "c"]
     assert [reference and reference.runs[0].name for reference in references] == [None, "a", None, "b"]
+
+
+def test_with_a_learning_rate_of_its_own_a_condition_still_meets_sft_on_the_same_data() -> None:
+    def run(name: str, objective: str, source: str, lr: float) -> Run:
+        made = make_run(name, objective, 0, source=f"{source}.jsonl")
+        return replace(made, recipe={**made.recipe, "optimizer": {"lr": lr}})
+
+    runs = [
+        run("a", "sft", "noisy", 1e-3),
+        run("b", "sft", "clean", 1e-4),
+        run("c", "dynamic_ft", "clean", 1e-3),  # one key from either
+        run("d", "dynamic_ft", "noisy", 1e-3),
+    ]
+    groups, _ = group_runs(runs)
+    references = {group.runs[0].name: reference_of(group, groups) for group in groups}
+    assert {name: one and one.runs[0].name for name, one in references.items()} == {
+        "a": None,
+        "b": None,
+        "c": "b",
+        "d": "a",
+    }
 
 
 def test_the_same_recipe_and_seed_twice_is_no_second_seed() -> None:
@@ -216,6 +240,50 @@ def test_step_zero_of_a_run_is_its_base_and_several_of_the_same_model_are_one(tm
     gain = cell_of(table, "sft").gain
     assert gain is not None
     assert gain.mean == 0.5
+
+
+def test_each_base_model_is_a_row_and_gains_are_over_the_one_that_training_started_from(tmp_path: Path) -> None:
+    for model, right in (("small", 10), ("large", 40)):
+        described = {"path": f"models/{model}", "fingerprint": fingerprint(model)}
+        write_manifest(tmp_path / f"base-{model}", "evaluate", None, None, model=described)
+        write_evaluation(tmp_path / f"base-{model}", 0, verdict_rows("1" * right + "0" * (100 - right)))
+        run = write_scored(tmp_path, f"sft-{model}", "sft", 0, "1" * (right + 30) + "0" * (70 - right))
+        recipe = make_recipe(run.name, {"name": "sft"}, 0)
+        write_text(run / "recipe.yaml", yaml.safe_dump({**recipe, "model": {"path": f"models/{model}"}}))
+        write_manifest(run, "train", 0, {"name": "sft"}, model=described)
+    table = table_of(tmp_path)
+    bases = {row.label: cell_of(table, row.label).estimate for row in table.conditions if row.kind == "base"}
+    assert {label: estimate and (estimate.mean, estimate.num_seeds) for label, estimate in bases.items()} == {
+        "base (large)": (0.4, 1),
+        "base (small)": (0.1, 1),
+    }
+    gains = {row.label: cell_of(table, row.label).gain for row in table.trained}
+    assert {label: gain and gain.mean for label, gain in gains.items()} == pytest.approx(
+        {"sft (path large)": 0.3, "sft (path small)": 0.3}
+    )
+    words = verdict(table)
+    assert "Over the 40.0 % of base (large) on arith.greedy, sft (path large) gains 30.0 points." in words
+    assert "Over the 10.0 % of base (small) on arith.greedy, sft (path small) gains 30.0 points." in words
+
+
+def test_a_gain_is_over_the_base_asked_in_the_format_of_the_training(tmp_path: Path) -> None:
+    for name, right in (("alpaca", 10), ("plain", 40)):
+        used = {"name": name, "fingerprint": name}
+        write_manifest(tmp_path / f"base-{name}", "evaluate", None, None)
+        write_evaluation(
+            tmp_path / f"base-{name}", 0, verdict_rows("1" * right + "0" * (100 - right)), prompt_format=used
+        )
+        run = write_scored(tmp_path, name, "sft", 0, "1" * 60 + "0" * 40, source=f"{name}.jsonl")
+        write_evaluation(run, 10, verdict_rows("1" * 60 + "0" * 40), prompt_format=used)
+    table = table_of(tmp_path)
+    gains = {row.label: cell_of(table, row.label).gain for row in table.trained}
+    assert {label: gain and gain.mean for label, gain in gains.items()} == pytest.approx(
+        {"sft (source alpaca)": 0.5, "sft (source plain)": 0.2}
+    )
+    assert [row.label for row in table.conditions if row.kind == "base"] == [
+        "base (asked as alpaca)",
+        "base (asked as plain)",
+    ]
 
 
 def test_an_evaluated_model_that_no_run_started_from_is_a_row_of_its_own(tmp_path: Path) -> None:
@@ -379,13 +447,90 @@ def test_many_comparisons_without_a_finding_are_one_sentence(tmp_path: Path) -> 
         write_scored(tmp_path, objective, objective, 0, "1" * right + "0" * (100 - right))
     words = verdict(table_of(tmp_path))
     assert words.startswith(
-        "On arith (100 questions), all differences between a condition and its reference are within the noise "
-        "(\N{MINUS SIGN}1.0 to +2.0 points). arith has 100 questions: with one seed, differences under about "
+        "On arith (100 questions), none of 4 conditions differs clearly from sft (\N{MINUS SIGN}1.0 to +2.0 points). "
+        "arith has 100 questions: with one seed, differences under about "
     )
     write_scored(tmp_path, "best", "deft", 0, "1" * 90 + "0" * 10)
     words = verdict(table_of(tmp_path))
     assert words.startswith("On arith (100 questions), deft answers 50.0 points more than sft")
-    assert "On arith, all other differences are within the noise (" in words
+    assert "). No other difference is clear (\N{MINUS SIGN}1.0 to +2.0 points). arith has 100 questions" in words
+
+
+def test_conditions_under_the_same_circumstances_are_told_together_findings_first(tmp_path: Path) -> None:
+    rights = {"clean": (40, 41, 42, 43, 39), "noisy": (40, 90, 41, 42, 43)}
+    for source, numbers in rights.items():
+        for objective, right in zip(("sft", "dynamic_ft", "eaft", "power", "talr"), numbers, strict=True):
+            verdicts = "1" * right + "0" * (100 - right)
+            write_scored(tmp_path, f"{source}-{objective}", objective, 0, verdicts, source=f"{source}.jsonl")
+    words = verdict(table_of(tmp_path))
+    assert words.startswith(
+        "On arith (100 questions), trained on noisy: dynamic_ft answers 50.0 points more than sft ("
+    )
+    assert "There, no other difference is clear (+1.0 to +3.0 points). Trained on clean: none of 4 conditions " in words
+    assert "differs clearly from sft (\N{MINUS SIGN}1.0 to +3.0 points). arith has 100 questions" in words
+
+
+def test_a_learning_rate_is_a_circumstance_where_all_have_it_and_part_of_the_names_where_not(tmp_path: Path) -> None:
+    def write(objective: str, lr: float, source: str) -> None:
+        name = f"{source}-{objective}"
+        run = write_scored(tmp_path, name, objective, 0, "10" * 50, source=f"{source}.jsonl")
+        recipe = make_recipe(name, {"name": objective}, 0, source=f"{source}.jsonl")
+        write_text(run / "recipe.yaml", yaml.safe_dump({**recipe, "optimizer": {"lr": lr}}))
+
+    for source, lr in (("a", 3e-4), ("b", 5e-4)):
+        write("sft", lr, source)
+        write("dynamic_ft", lr, source)
+    words = verdict(table_of(tmp_path))
+    assert "trained on a with lr 3e-4: the difference between dynamic_ft and sft is within the noise" in words
+    write("dynamic_ft", 1e-3, "b")
+    words = verdict(table_of(tmp_path))
+    assert "Trained on b: the difference between dynamic_ft (lr 1e-3) and sft (lr 5e-4) is within the noise" in words
+
+
+def test_many_findings_are_listed_without_their_intervals(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s", "sft", 0, "1" * 50 + "0" * 50)
+    names = ("dynamic_ft", "deft", "eaft", "power", "talr", "asft")
+    for objective in names:
+        write_scored(tmp_path, objective, objective, 0, "1" * 90 + "0" * 10)
+    write_scored(tmp_path, "w", "psft", 0, "1" * 20 + "0" * 80)
+    write_scored(tmp_path, "q", "chord_phi", 0, "1" * 51 + "0" * 49)
+    words = verdict(table_of(tmp_path))
+    listed = "asft (+40.0 points), deft (+40.0), dynamic_ft (+40.0), eaft (+40.0), power (+40.0) and talr (+40.0)"
+    assert words.startswith(
+        f"On arith (100 questions), better than sft are {listed}; worse than sft is psft (\N{MINUS SIGN}30.0). No "
+        "other difference is clear (+1.0 points). "
+    )
+
+
+def test_what_is_clear_alone_and_not_among_many_is_called_neither_a_difference_nor_noise(tmp_path: Path) -> None:
+    write_scored(tmp_path, "s", "sft", 0, "0" * 100)
+    write_scored(tmp_path, "d", "dynamic_ft", 0, "1" * 7 + "0" * 93)
+    assert "dynamic_ft answers 7.0 points more than sft" in verdict(table_of(tmp_path))
+    for objective in ("eaft", "power", "talr", "deft", "asft"):
+        write_scored(tmp_path, objective, objective, 0, "1" * 2 + "0" * 98)
+    table = table_of(tmp_path)
+    versus = cell_of(table, "dynamic_ft").versus
+    assert versus is not None
+    assert versus.low > 0
+    assert (versus.sign, doubt(versus)) == (0, "not clear after Holm")
+    assert doubt(versus, 6) == "not clear among 6 comparisons"
+    eaft = cell_of(table, "eaft").versus
+    assert eaft is not None
+    assert doubt(eaft) == "within the noise"
+    assert summary_table(table).count("not clear after Holm") == 1
+
+
+def test_samples_are_called_by_their_number(tmp_path: Path) -> None:
+    for objective, right in (("sft", 30), ("dynamic_ft", 60)):
+        run = write_scored(tmp_path, objective, objective, 0, "1" * 30 + "0" * 70)
+        rows = [
+            row | {"sample": sample} for sample in (0, 1) for row in verdict_rows("1" * right + "0" * (100 - right))
+        ]
+        settings = {"protocol": "sample", "num_samples": 2, "protocols": ["avg@2", "maj@2"]}
+        write_evaluation(run, 10, rows, **settings)
+    words = verdict(table_of(tmp_path))
+    assert "dynamic_ft answers 30.0 points more than sft (mean of 2 samples, 95 % interval " in words
+    assert " and 30.0 points more by majority of 2 samples (" in words
 
 
 def test_two_seeds_are_said_to_be_few_and_three_are_not(tmp_path: Path) -> None:

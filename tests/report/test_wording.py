@@ -6,7 +6,7 @@ import pytest
 
 from dftune.report.charts import Scale, linear_scale, log_scale, thin_out, tick_label
 from dftune.report.markdown import grid, plain
-from dftune.report.wording import duration, one_line, p_value, signed, visible
+from dftune.report.wording import duration, one_line, p_value, setting, signed, visible
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,14 @@ def test_differences_carry_a_sign_unless_they_round_to_zero(value: float, shown:
 @pytest.mark.parametrize(("value", "shown"), [(0.0001, "0.0001"), (0.012, "0.012"), (0.5, "0.50")])
 def test_p_values_show_the_digits_that_matter(value: float, shown: str) -> None:
     assert p_value(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.5, "0.5"), (1e-4, "1e-4"), (2.5e-5, "2.5e-5"), (0.01, "0.01"), (0.0, "0"), (16.0, "16"), (-0.003, "-3e-3")],
+)
+def test_numbers_of_recipes_are_written_as_in_recipes(value: float, shown: str) -> None:
+    assert setting(value) == shown
 
 
 @pytest.mark.parametrize(("value", "shown"), [(59.6, "60 s"), (600, "10.0 min"), (7200, "2.0 h")])

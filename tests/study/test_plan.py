@@ -106,6 +106,8 @@ def test_the_best_rate_is_that_of_the_best_mean_and_a_failed_run_rules_its_rate_
     [
         ({"objectives": [{"name": "sft"}, {"name": "dynamic_ft", "lrs": [1e-3]}]}, r"sft 2, dynamic_ft 1"),
         ({"select": None}, "study.select"),
+        ({"select": {"metric": "nll", "protocol": "avg@2"}}, "protocol goes with the metric accuracy"),
+        ({"select": {"metric": "accuracy", "protocol": "maj@2"}}, "study.select.protocol"),
         ({"objectives": [{"name": "sft"}, {"name": "sft"}]}, "give variants a label each"),
         ({"objectives": [{"name": "sft", "overrides": {"train.batch_size": 16}}]}, "everything else equal"),
         ({"seeds": [1, 1]}, "twice"),
@@ -158,6 +160,12 @@ def test_a_learning_rate_is_not_chosen_by_problems_of_the_tests(tmp_path):
     )
     refused(tmp_path, "shares 10", {"select": {"metric": "accuracy", "benchmark": str(test)}}, evaluate=evaluate)
     refused(tmp_path, "data.validation is 0", data={"validation": 0})
+
+
+def test_a_learning_rate_is_not_chosen_by_samples_that_cannot_be_drawn(tmp_path):
+    study = {"select": {"metric": "accuracy", "protocol": "avg@4"}}
+    refused(tmp_path, "temperature above 0", study, evaluate={"temperature": 0.0})
+    plan_of(tmp_path, study).check()
 
 
 def test_nobody_trains_on_the_problems_that_the_choice_goes_by(tmp_path):

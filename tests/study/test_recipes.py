@@ -44,15 +44,22 @@ def test_the_study_on_arithmetic_is_six_objectives_three_rates_three_seeds_and_t
     assert {cell.key[1] for cell in cells} == {"right", "wrong-30"}
 
 
-def test_the_published_grids_are_those_of_the_paper():
-    learning_rate, batch_size = (
-        load_sweep(RECIPES / "sweeps" / f"dynamic-ft-{name}.yaml") for name in ("learning-rate", "batch-size")
-    )
-    assert learning_rate.sweep.space["optimizer.lr"].values == (2e-4, 1e-4, 5e-5, 1e-5)
-    assert batch_size.sweep.space["train.batch_size"].values == (32, 64, 128, 256)
-    for sweep in (learning_rate, batch_size):
-        assert sweep.sweep.size == 8
-        assert sweep.trial(0, sweep.first).data.max_length == 2048
+@pytest.mark.parametrize(
+    ("name", "rates", "batch_sizes"),
+    [
+        ("learning-rate", (2e-4, 1e-4, 5e-5, 1e-5), (256,)),
+        ("batch-size", (5e-5,), (32, 64, 128, 256)),
+    ],
+)
+def test_a_published_grid_trains_each_objective_once_at_each_value_of_the_paper(name, rates, batch_sizes):
+    recipe = load_sweep(RECIPES / "sweeps" / f"dynamic-ft-{name}.yaml")
+    space = recipe.sweep.space
+    points = [{key: space[key].value(place) for key, place in point.items()} for point in recipe.sweep.grid()]
+    trials = [recipe.trial(number, point) for number, point in enumerate(points)]
+    assert [(one.objective.name, one.optimizer.lr, one.train.batch_size) for one in trials] == [
+        (objective, lr, batch_size) for objective in ("sft", "dynamic_ft") for lr in rates for batch_size in batch_sizes
+    ]
+    assert {one.data.max_length for one in trials} == {2048}
 
 
 def test_the_data_of_the_study_are_what_the_script_writes(tmp_path):

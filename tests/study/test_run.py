@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from tests.study.tiny import sections, study_values
 from tests.train.runs import assert_same_run, rows_of
 
+from dftune import report
 from dftune.cli import main
 from dftune.config import validate
 from dftune.data.dataset import PreparedDataset
@@ -27,10 +30,11 @@ from dftune.study.cell import train_cell
 from dftune.study.config import make_study
 from dftune.study.plan import Cell, Plan
 from dftune.study.run import finish, work
-from dftune.study.status import status
+from dftune.study.status import follow, status
 from dftune.study.workers import places
 
 OBJECTIVES = [{"name": "sft"}, {"name": "dynamic_ft"}]
+RATES = {1e-4: "1e-4", 3e-4: "3e-4"}
 
 
 def run_here(recipe):
@@ -93,7 +97,28 @@ def test_only_the_chosen_runs_have_met_the_benchmarks_and_the_base_has_met_them_
     assert [path.name for path in (recipe.output / "base").iterdir()] == ["base"]
     report = (recipe.output / "report.md").read_text()
     assert all(name in report for name in ("base", "sft", "dynamic_ft", "stories"))
-    assert "choose" not in report
+    assert "choose.greedy" not in report
+
+
+def test_the_report_says_how_rates_were_chosen_and_shows_those_that_were_not(finished):
+    recipe, outcome = finished
+    choices = read_json(recipe.output / "selection.json")["choices"]
+    lines = (recipe.output / "report.md").read_text().splitlines()
+    start = lines.index("## Choice of learning rates")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : start + 6]]
+    assert table[0] == ["objective", "chosen", "accuracy on choose (greedy), by rate"]
+    assert table[2:] == [
+        [one["objective"], RATES[one["lr"]], ", ".join(f"{RATES[at['lr']]}: {at['value']:.3f}" for at in one["grid"])]
+        for one in choices
+    ]
+    html = (recipe.output / "report.html").read_text()
+    assert "NLL on held-out rows by learning rate" in html
+    assert html.count("<h2>Choice of learning rates</h2>") == 1
+    assert {row.label for row in outcome.report.table.conditions} >= {"base"}
+    assert len(outcome.report.table.trained) == 2
+    whole = report.read([recipe.output])  # every rate by itself, and the same choice
+    assert len(whole.table.trained) == 4
+    assert whole.tuning.rows == outcome.report.tuning.rows
 
 
 def test_data_are_prepared_once_and_all_objectives_saw_the_same_tokens_at_every_step(finished):
@@ -108,8 +133,10 @@ def test_data_are_prepared_once_and_all_objectives_saw_the_same_tokens_at_every_
     assert len({json.dumps(rows) for rows in seen.values()}) == 1
 
 
-def test_a_rate_can_be_chosen_by_answers_to_the_held_out_rows(tmp_path):
-    study = {"objectives": [{"name": "sft"}], "lrs": [1e-3, 1e-2], "seeds": [0], "select": {"metric": "accuracy"}}
+@pytest.mark.parametrize(("protocol", "file", "samples"), [(None, "greedy", 1), ("avg@2", "sample", 2)])
+def test_a_rate_can_be_chosen_by_answers_to_the_held_out_rows(tmp_path, protocol, file, samples):
+    select = {"metric": "accuracy", "protocol": protocol}
+    study = {"objectives": [{"name": "sft"}], "lrs": [1e-3, 1e-2], "seeds": [0], "select": select}
     values = study_values(tmp_path, study, train={"steps": 1}, evaluate={"max_tokens": 4, "num_samples": 3})
     recipe = make_study(values, "test")
     outcome = run_here(recipe)
@@ -118,8 +145,8 @@ def test_a_rate_can_be_chosen_by_answers_to_the_held_out_rows(tmp_path):
     assert choice.lr == 1e-3  # a model of one step answers nothing: of equals the smallest
     assert choice.values == ((1e-3, 0.0), (1e-2, 0.0))
     held_out = PreparedDataset.load(recipe.output / "prepared" / "data").ids("validation")
-    (rows,) = (recipe.output / "tuning" / "sft-lr1e-3-s0").glob("evals/step-1/validation.greedy.jsonl")
-    assert sorted(row["id"] for row in read_jsonl(rows)) == sorted(held_out)
+    (rows,) = (recipe.output / "tuning" / "sft-lr1e-3-s0").glob(f"evals/step-1/validation.{file}.jsonl")
+    assert sorted(row["id"] for row in read_jsonl(rows)) == sorted([*held_out] * samples)
 
 
 def test_reference_log_probabilities_are_computed_once_for_all_objectives_and_seeds(tmp_path):
@@ -136,6 +163,44 @@ def test_reference_log_probabilities_are_computed_once_for_all_objectives_and_se
     stored = [path.name for path in (recipe.output / "prepared/data/reference").iterdir() if path.is_dir()]
     assert len(list((recipe.output / "cells").iterdir())) == 4
     assert stored == list(references)
+
+
+def test_each_model_of_a_study_is_evaluated_once_and_its_runs_gain_over_it(tmp_path):
+    test = tmp_path / "stories.jsonl"
+    write_problems(test, generate(4, seed=0, split="test"))
+    write_problems(tmp_path / "train.jsonl", generate(20, seed=0, split="train"))
+    for name, scale in (("demo", 1.0), ("halved", 0.5)):
+        folder = Path(shutil.copytree(BASE_MODEL, tmp_path / name))
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {key: scale * value for key, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
+    study = {
+        "objectives": OBJECTIVES,
+        "seeds": [0],
+        "lrs": [1e-4],
+        "models": {name: {"path": str(tmp_path / name)} for name in ("demo", "halved")},
+    }
+    changes = {
+        "data": {"source": str(tmp_path / "train.jsonl")},
+        "model": {"scratch": None},
+        "train": {"steps": 1, "batch_size": 2},
+        "evaluate": {"benchmarks": [str(test)], "max_tokens": 8},
+    }
+    recipe = make_study(study_values(tmp_path, study, **changes), "test")
+    outcome = run_here(recipe)
+    assert outcome.sound
+    assert sorted(path.name for path in (recipe.output / "base").iterdir()) == ["base-demo", "base-halved"]
+    assert sorted(path.name for path in (recipe.output / "cells").iterdir()) == [
+        f"{model}-{objective}-lr1e-4-s0" for model in ("demo", "halved") for objective in ("dynamic_ft", "sft")
+    ]
+    table = outcome.report.table
+    assert [row.label for row in table.conditions if row.kind == "base"] == ["base (demo)", "base (halved)"]
+    (column,) = table.columns
+    for row in table.trained:
+        base = table.base_of(row, column)
+        assert base.label == f"base ({row.details.removeprefix('path ')})"
+        assert table.compared_with.get(row.label) == (None if row.name == "sft" else f"sft ({row.details})")
 
 
 def test_a_finished_study_is_not_run_again(finished):
@@ -248,6 +313,13 @@ def test_the_status_shows_who_trains_what_and_how_far_it_is(tmp_path):
     assert f"process {os.getpid()}" in at_work
     assert any(f"failed: run.{second.name}: out of luck" in line for line in lines)
     assert not over
+
+
+def test_a_status_is_followed_until_the_last_one_and_stays_on_the_screen(capsys):
+    texts = iter([("1 of 3", False), ("2 of 3", False), ("3 of 3", True), ("never asked for", True)])
+    follow(lambda: next(texts), every_s=0.0)
+    assert "3 of 3" in capsys.readouterr().out
+    assert next(texts) == ("never asked for", True)
 
 
 def test_cores_are_divided_among_workers():

@@ -180,6 +180,59 @@ def test_a_trial_that_fails_is_counted_and_the_search_goes_on(tmp_path):
     assert found.results.best.number == 1
 
 
+def test_a_sweep_in_a_database_prunes_and_is_prolonged_like_one_in_a_journal(searched, tmp_path):
+    _, found = searched
+    path, database = write(tmp_path), f"sweep.storage=sqlite:///{tmp_path / 'trials.db'}"
+    for num_trials in (4, 6):
+        work(load_sweep(path, [database, f"sweep.num_trials={num_trials}"]), 120.0)
+    recipe = load_sweep(path, [database, "sweep.num_trials=6"])
+    trials = read_results(Search(recipe)).trials
+    assert [(one.state, one.value, one.values, one.curve) for one in trials] == [
+        (one.state, one.value, one.values, one.curve) for one in found.results.trials[:6]
+    ]
+    assert not (recipe.output / "journal.log").exists()
+    elsewhere = load_sweep(path, [database, f"output={tmp_path / 'elsewhere'}"])
+    with pytest.raises(ValueError, match="holds a sweep 'tiny' whose runs are not in"):
+        Search(elsewhere)
+
+
+def test_a_database_that_cannot_be_used_is_an_error_that_says_so(tmp_path):
+    for url, match in (("nothing://here", "cannot be used"), (f"sqlite:///{tmp_path}/no/folder.db", "cannot be used")):
+        with pytest.raises(ValueError, match=match):
+            Search(load_sweep(write(tmp_path), [f"sweep.storage={url}"]))
+
+
+ASK = """
+import sys, time
+from pathlib import Path
+from dftune.sweep.config import load_sweep
+from dftune.sweep.search import Search
+
+recipe, here = load_sweep(Path(sys.argv[1]), sys.argv[3:]), Path(sys.argv[2])
+(here / f"ready-{time.monotonic_ns()}").touch()
+while len(list(here.glob("ready-*"))) < 4:
+    time.sleep(0.001)
+search = Search(recipe)
+while (taken := search.take()) is not None:
+    trial, claim = taken
+    with search.board.claims.held(claim):
+        print(trial.number, flush=True)
+        search.tell(trial, float(trial.number), "COMPLETE")
+"""
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_workers_that_start_together_on_a_fresh_storage_share_the_trials_and_none_fails(tmp_path, storage):
+    options = [f"sweep.storage=sqlite:///{tmp_path / 'trials.db'}"] if storage == "sqlite" else []
+    command = [sys.executable, "-c", ASK, str(write(tmp_path)), str(tmp_path), *options]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [worker.communicate(timeout=120)[0].split() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert sorted(int(number) for numbers in said for number in numbers) == list(range(12))
+    trials = read_results(Search(load_sweep(tmp_path / "recipe.yaml", options))).trials
+    assert [trial.value for trial in trials] == [float(number) for number in range(12)]
+
+
 def test_a_grid_tries_every_combination_once(tmp_path):
     space = {"objective.name": {"values": ["sft", "dynamic_ft"]}, "optimizer.lr": {"values": [1e-3, 1e-4]}}
     recipe = load_sweep(write(tmp_path, {"space": space, "sampler": "grid", "num_trials": None, "prune": None}))

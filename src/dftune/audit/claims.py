@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dftune.audit.arithmetic import fits_change
-from dftune.audit.findings import Finding
+from dftune.audit.findings import Finding, Severity
 from dftune.audit.names import AVERAGE, squeezed
 from dftune.audit.numbers import Interval, Printed, show
 from dftune.audit.read import Document
 from dftune.audit.table import BASE, Row, Table, is_derived
+
+_FEW = 0.2
+"""A lead that fails on no larger share of the benchmarks is hardly inconsistent."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ class Place:
     line: int
     text: str
 
-    def finding(self, printed: str, recomputed: str, why: str) -> Finding:
+    def finding(self, printed: str, recomputed: str, why: str, severity: Severity = "error") -> Finding:
         """That the claim is wrong."""
         short = self.text if len(self.text) <= 100 else f"{self.text[:99]}…"
-        return Finding("error", "claim", f"“{short}”", printed, recomputed, why, self.source, self.line)
+        return Finding(severity, "claim", f"“{short}”", printed, recomputed, why, self.source, self.line)
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,31 @@ class Everywhere:
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """A method's lead over another on a model is called inconsistent across benchmarks."""
+
+    method: str
+    over: str
+    benchmarks: tuple[str, ...]
+    model: str
+
+    def check(self, cells: Cells, place: Place) -> Iterator[Finding]:
+        """Against the benchmarks it leads on: a word, so a lead on four of five or more is a note and no error."""
+        pairs = {
+            name: found[0]
+            for name in self.benchmarks
+            if (found := cells.pairs(self.model, self.method, self.over, name))
+        }
+        behind = [name for name, (one, other) in pairs.items() if one.printed.exact <= other.printed.exact]
+        if not pairs or len(behind) > _FEW * len(pairs):
+            return
+        shown = f"better on {len(pairs) - len(behind)} of {len(pairs)}"
+        why = f"{self.model} {self.method} has more than {self.over} on all benchmarks".lstrip()
+        why += f" but {', '.join(behind)}" if behind else ""
+        yield place.finding("inconsistent", shown, why, "note")
+
+
+@dataclass(frozen=True)
 class Best:
     """A score is the best of its column."""
 
@@ -277,7 +305,7 @@ class Best:
         yield place.finding(self.printed.text, shown, why)
 
 
-Claim = Value | Gain | Change | Ratio | Times | RatioRange | Order | Everywhere | Best
+Claim = Value | Gain | Change | Ratio | Times | RatioRange | Order | Everywhere | Mixed | Best
 
 
 def _owner(cells: Cells, expected: Found, printed: Printed) -> str:

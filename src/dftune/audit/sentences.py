@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dftune.audit.claims import Best, Change, Claim, Everywhere, Gain, Order, Place, Ratio, RatioRange, Value
+from dftune.audit.claims import Best, Change, Claim, Everywhere, Gain, Mixed, Order, Place, Ratio, RatioRange, Value
 from dftune.audit.names import AVERAGE, Mention, Names
 from dftune.audit.numbers import Printed, number
 from dftune.audit.read import Document, Line
@@ -35,6 +35,7 @@ _BEST = re.compile(
 _BETTER = re.compile(r"\b(?:outperform|surpass|exceed|beat)\w*|\b(?:better|higher)\b[^.]*\bthan\b", re.IGNORECASE)
 _WORSE = re.compile(r"\bunderperform\w*|\b(?:worse|lower)\b[^.]*\bthan\b", re.IGNORECASE)
 _FALL = re.compile(r"\bunderperform|\bdrop|\bdegrad|\breduc|\bdecreas|\bworse|\blos[est]|\bfall|\bfell", re.IGNORECASE)
+_MIXED = re.compile(r"\binconsistent(?:ly)?\b[^.;]*\b(?:benchmarks?|data\s?sets?|tasks?)\b", re.IGNORECASE)
 _ALL = re.compile(
     r"(?<!nearly )(?<!almost )(?<!not )\b(?:all|every)\s+(?:\w+\s+){0,2}?(?:of the\s+)?"
     r"(?:(?P<benchmarks>benchmarks?|data\s?sets?|tasks?)|(?P<models>models?|llms?|model families))\b",
@@ -112,6 +113,7 @@ def _claims(context: _Context, names: Names) -> Iterator[Claim]:
     yield from _values(context)
     yield from _pairs(context)
     yield from _everywhere(context, names)
+    yield from _mixed(context, names)
     yield from (Best(number(match["score"])) for match in _BEST.finditer(context.text))
 
 
@@ -198,6 +200,16 @@ def _everywhere(context: _Context, names: Names) -> Iterator[Claim]:
     benchmarks = names.benchmarks if every["benchmarks"] else (AVERAGE,)
     if others:
         yield Everywhere(methods[0].name, others, benchmarks, models)
+
+
+def _mixed(context: _Context, names: Names) -> Iterator[Claim]:
+    """``A outperforms B on M, but inconsistently across benchmarks``."""
+    methods, model = context.names("method"), context.model
+    if len(methods) != 2 or model is None or not _MIXED.search(context.text):
+        return
+    if bool(_BETTER.search(context.text)) != bool(_WORSE.search(context.text)):
+        ahead, behind = methods if _BETTER.search(context.text) else reversed(methods)
+        yield Mixed(ahead, behind, names.benchmarks, model)
 
 
 def _arrow(match: re.Match[str]) -> Iterator[Claim]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dftune.evaluate.describe import aligned
 from dftune.evaluate.diagnose import estimate_to_json
+from dftune.evaluate.family import correct
 from dftune.evaluate.metrics import Difference, Estimate, estimate_scores, paired_difference
 from dftune.evaluate.saved import Saved
 
@@ -48,7 +49,8 @@ class Comparison:
         protocol: of our side.
         our_label, their_label: where the evaluations are.
         ours, theirs: accuracy of either side on the questions compared.
-        difference: ours less theirs, paired by question, with interval, permutation p and detectable difference.
+        difference: ours less theirs, paired by question, with interval, permutation p and detectable difference; among
+            several comparisons corrected for their number.
         sampling_error: the part of its standard error that comes from drawing samples, so the part that more samples
             would take away; None where it cannot be told from the rest.
         num_left_out: questions that one side could not grade.
@@ -80,6 +82,8 @@ class Comparison:
             "difference": {
                 **(estimate_to_json(difference) or {}),
                 "p_value": difference.p_value,
+                "p": difference.p,
+                "p_adjusted": difference.p_adjusted,
                 "detectable": difference.detectable,
                 "sampling_error": self.sampling_error,
             },
@@ -93,7 +97,7 @@ class Comparison:
 
 
 def compare_all(ours: Sequence[Saved], theirs: Sequence[Saved], their_name: str) -> list[Comparison]:
-    """Compare every benchmark and protocol of ``ours`` with the same of ``theirs``.
+    """Compare every benchmark and protocol of ``ours`` with the same of ``theirs``, corrected for their number (Holm).
 
     Where the other side has not been scored under the same protocol, but under a single other one or, for a mean over
     samples, by a single other mean over samples, that one is taken, and marked.
@@ -114,7 +118,9 @@ def compare_all(ours: Sequence[Saved], theirs: Sequence[Saved], their_name: str)
             f"There is nothing to compare: {held[0] or 'no results'} here, {held[1]} in {their_name}. "
             "Evaluate both on the same benchmark under the same protocol."
         )
-    return [compare(one, other) for one, other in pairs]
+    found = [compare(one, other) for one, other in pairs]
+    corrected = correct([one.difference for one in found]) if len(found) > 1 else [one.difference for one in found]
+    return [replace(one, difference=difference) for one, difference in zip(found, corrected, strict=True)]
 
 
 def _counterpart(one: Saved, others: Sequence[Saved]) -> Saved | None:
@@ -252,8 +258,13 @@ def format_comparisons(comparisons: Sequence[Comparison], num_shown: int = 5) ->
     """
     labels = dict.fromkeys((one.our_label, one.their_label) for one in comparisons)
     lines = [f"{ours} against {theirs}" for ours, theirs in labels]
+    corrected = any(one.difference.p_adjusted is not None for one in comparisons)
     rows = [
-        ["benchmark", "protocol", "finding", "difference", "95 % interval", "p", "detectable", "here", "there", "n"]
+        [
+            *("benchmark", "protocol", "finding", "difference", "95 % interval", "p"),
+            *(["p, Holm"] if corrected else []),
+            *("detectable", "here", "there", "n"),
+        ]
     ]
     for one in comparisons:
         found = one.difference
@@ -261,11 +272,18 @@ def format_comparisons(comparisons: Sequence[Comparison], num_shown: int = 5) ->
             [
                 *(one.benchmark, one.protocol, found.word, f"{100 * found.mean:+.1f}"),
                 f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
-                *(f"{found.p_value:.4f}", f"{100 * found.detectable:.1f}"),
+                f"{found.p:.4f}",
+                *([] if found.p_adjusted is None else [f"{found.p_adjusted:.4f}"]),
+                f"{100 * found.detectable:.1f}",
                 *(f"{100 * one.ours.mean:.1f} %", f"{100 * one.theirs.mean:.1f} %", str(found.num_questions)),
             ]
         )
     lines += ["", *aligned(rows, text_columns=3)]
+    if corrected:
+        lines += [
+            "",
+            f"Findings hold for all {len(comparisons)} comparisons together (Holm); intervals are of each alone.",
+        ]
     for one in comparisons:
         lines += _details(one, num_shown)
     return "\n".join(lines)

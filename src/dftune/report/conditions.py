@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from dftune.report.groups import Group
-from dftune.report.load import Evaluation, Run
+from dftune.report.load import Evaluation, Run, inner
 from dftune.report.wording import plural
 
 NUM_STYLES = 16
 """Styles that style.css tells apart, eight colours with two dashes and markers each; further conditions begin again."""
+MOST_LINES = 8
+"""Lines of one chart whose colours differ; with more conditions a method has one style under all circumstances."""
 
 
 @dataclass(frozen=True, order=True)
@@ -60,7 +63,7 @@ class Condition:
         kind: ``base``, ``trained`` or ``model``.
         style: number of its colour, dash and marker; 0 is the base's grey.
         runs: the training runs, or the run in which the model was evaluated.
-        scored: by column, one entry for each run that was evaluated on it; for the base, one for each distinct model.
+        scored: by column, one entry for each run that was evaluated on it; for a base, one.
         group: the replicates behind a trained condition.
     """
 
@@ -77,9 +80,14 @@ class Condition:
         return ", ".join(shown for _, shown in self.group.details) if self.group else ""
 
     @property
+    def method(self) -> str:
+        """Its objective with what of its options tells it from others."""
+        return self.group.method if self.group else self.label
+
+    @property
     def name(self) -> str:
         """The label without its details."""
-        return self.label.removesuffix(f" ({self.details})") if self.details else self.label
+        return self.group.name if self.group else self.label
 
 
 def find_columns(runs: Sequence[Run]) -> tuple[Column, ...]:
@@ -110,36 +118,89 @@ def find_conditions(
     if not bases and trained and len(evaluated) == 1:
         bases = list(evaluated)
     rows = _base_rows(trained, bases, columns)
-    for group in groups:
+    styles = styles_of([group.method for group in groups])
+    for group, style in zip(groups, styles, strict=True):
         scored = {column: _scored(group.runs, bases, column) for column in columns}
-        rows.append(Condition(group.label, "trained", _next_style(rows), group.runs, scored, group))
-    for run in evaluated:
-        if run not in bases:
-            last = {column: _scored([run], [], column, first_step=0) for column in columns}
-            rows.append(Condition(_unused(run.name, rows), "model", _next_style(rows), (run,), last))
+        rows.append(Condition(group.label, "trained", style, group.runs, scored, group))
+    further = [run for run in evaluated if run not in bases]
+    for style, run in enumerate(further, max(styles, default=0)):
+        last = {column: _scored([run], [], column, first_step=0) for column in columns}
+        rows.append(Condition(_unused(run.name, rows), "model", style % NUM_STYLES + 1, (run,), last))
     return tuple(rows)
 
 
+def styles_of(methods: Sequence[str]) -> list[int]:
+    """One for each; of more than fit into a chart one a method, so that it looks the same under all circumstances.
+
+    Args:
+        methods: what each is trained with, objective and options.
+    """
+    places = {method: place for place, method in enumerate(dict.fromkeys(methods))}
+    by_place = range(len(methods)) if len(methods) <= MOST_LINES else [places[method] for method in methods]
+    return [place % NUM_STYLES + 1 for place in by_place]
+
+
 def _base_rows(trained: Sequence[Run], bases: Sequence[Run], columns: Sequence[Column]) -> list[Condition]:
-    scored: dict[Column, tuple[Scored, ...]] = {}
+    """A row a model that runs started from, and a prompt format that it was asked in: their mean is nobody's score."""
+    found: dict[_Asked, dict[Column, tuple[Scored, ...]]] = {}
     for column in columns:
-        unique: dict[str | None, Scored] = {}  # the same model evaluated in several runs is no second seed
         for run in trained:
             evaluation = _base_of(run, bases, column)
-            if evaluation is not None:
-                unique.setdefault(run.model_fingerprint, Scored(run, evaluation))
-        scored[column] = tuple(unique.values())
-    holders = {one.run.name: one.run for found in scored.values() for one in found}
-    return [Condition("base", "base", 0, tuple(holders.values()), scored)] if holders else []
+            if evaluation is not None:  # the same model evaluated in several runs is no second seed
+                scored = found.setdefault(_asked(run, evaluation), {})
+                scored.setdefault(column, (Scored(run, evaluation),))
+    rows = []
+    for label, scored in zip(_base_labels(found), found.values(), strict=True):
+        runs = {one.run.name: one.run for (one,) in scored.values()}
+        rows.append(Condition(label, "base", 0, tuple(runs.values()), scored))
+    return rows
+
+
+def _base_labels(found: Mapping[_Asked, Mapping[Column, tuple[Scored, ...]]]) -> list[str]:
+    """``base``, or with several of them what tells them apart."""
+    examples = {asked: next(iter(scored.values()))[0] for asked, scored in found.items()}
+    paths = {asked[0]: str(inner(one.run.manifest, "model", "path") or "") for asked, one in examples.items()}
+    models = {name: PurePosixPath(path).name for name, path in paths.items()}
+    if len(set(models.values())) < len(models):
+        models = {name: f"{shown} {str(name)[:6]}" for name, shown in models.items()}
+    labels = []
+    for asked, one in examples.items():
+        model = [models[asked[0]]] if len(models) > 1 else []
+        several = sum(other[0] == asked[0] for other in examples) > 1
+        format_name = inner(one.evaluation.settings, "prompt_format", "name")
+        parts = [*model, *([f"asked as {format_name}"] if several else [])]
+        labels.append(f"base ({', '.join(parts)})" if parts else "base")
+    return labels
+
+
+def same_base(one: Scored, base: Scored) -> bool:
+    """Whether a run gains over the model and the prompts behind a base's evaluation."""
+    return one.base is not None and _asked(one.run, one.base) == _asked(base.run, base.evaluation)
+
+
+_Asked = tuple[str | None, str | None]
+"""Fingerprints of a model that training started from, and of the format of its prompts."""
+
+
+def _asked(run: Run, evaluation: Evaluation) -> _Asked:
+    return run.model_fingerprint, _format(evaluation)
 
 
 def _base_of(run: Run, bases: Sequence[Run], column: Column) -> Evaluation | None:
-    """The evaluation of the model that ``run`` started from: its own step 0, or a base run's; complete ones first."""
+    """The evaluation of the model that ``run`` started from: its own step 0, or a base run's.
+
+    Those in the prompt format of the run's own evaluations come first, then complete ones.
+    """
     matching = [base for base in bases if base.model_fingerprint == run.model_fingerprint] or list(bases)
-    found = [
-        one for holder in (run, *matching) for one in holder.evaluations if one.step == 0 and column_of(one) == column
-    ]
-    return next((one for one in found if one.complete), found[0] if found else None)
+    on_column = [one for holder in (run, *matching) for one in holder.evaluations if column_of(one) == column]
+    own = {_format(one) for one in run.evaluations if one.step > 0 and column_of(one) == column}
+    found = [one for one in on_column if one.step == 0]
+    return min(found, key=lambda one: (_format(one) not in own, not one.complete), default=None)  # stable
+
+
+def _format(evaluation: Evaluation) -> str | None:
+    found = inner(evaluation.settings, "prompt_format", "fingerprint")
+    return None if found is None else str(found)
 
 
 def _scored(runs: Sequence[Run], bases: Sequence[Run], column: Column, first_step: int = 1) -> tuple[Scored, ...]:
@@ -151,10 +212,6 @@ def _scored(runs: Sequence[Run], bases: Sequence[Run], column: Column, first_ste
             last = max(steps, key=lambda evaluation: evaluation.step)
             found.append(Scored(run, last, _base_of(run, bases, column)))
     return tuple(found)
-
-
-def _next_style(rows: Sequence[Condition]) -> int:
-    return sum(row.kind != "base" for row in rows) % NUM_STYLES + 1
 
 
 def _unused(name: str, rows: Sequence[Condition]) -> str:

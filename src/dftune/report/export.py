@@ -8,7 +8,7 @@ import re
 
 from dftune.report.conditions import Column, Condition
 from dftune.report.tables import Cell, ResultTable
-from dftune.report.wording import interval, one_line, percent, signed
+from dftune.report.wording import doubt, interval, one_line, percent, signed
 
 FIELDS = (
     *("condition", "objective", "num_seeds", "benchmark", "protocol", "without_flagged", "num_questions"),
@@ -96,7 +96,7 @@ def _difference(cell: Cell) -> str:
     versus = cell.versus
     if versus is None:
         return ""
-    noise = "" if versus.sign else ", within the noise"
+    noise = f", {doubt(versus)}" if doubt(versus) else ""
     return latex(f"{signed(versus.mean)} ({interval(versus.low, versus.high)}) against {cell.reference}{noise}")
 
 

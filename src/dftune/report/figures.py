@@ -23,13 +23,14 @@ from dftune.report.charts import (
 )
 from dftune.report.conditions import Column, Condition
 from dftune.report.curves import accuracy_curves, line_of, metric_curves
+from dftune.report.panels import panels
 from dftune.report.sensitivity import sensitivity_charts
 from dftune.report.tables import ResultTable
 from dftune.report.wording import interval, one_line, percent
 
 Legend = tuple[tuple[Markup, str], ...]
 
-MOST_BANDS = 5
+MOST_BANDS = 6
 """More bands over one another hide what they are to show."""
 MOST_LEGEND = 45
 """Characters of a legend above a chart; a longer one stands once above its section."""
@@ -158,27 +159,28 @@ def _with_one_legend(section: Section) -> Section:
 
 def _curves(trained: Sequence[Condition], metrics: Sequence[_Metric]) -> Iterator[Figure]:
     for metric in metrics:
-        lines = _readable([line for row in trained if (line := _line(row, metric)) is not None])
-        if lines:
-            # Training and held-out NLL share their scale, so that the gap between them can be seen.
-            same = [other for other in metrics if other.key == metric.key] if len(metrics) > 1 else [metric]
-            values = [
-                y for other in same for row in trained if (line := _line(row, other)) is not None for y in line.values
-            ]
-            svg = line_chart(
-                lines,
-                title=metric.title,
-                description=f"{metric.title} over optimizer steps: {_ends(lines)}. {metric.caption}",
-                x_label="optimizer steps",
-                y_label=metric.y_label,
-                y_scale=linear_scale(values, zero=metric.zero),
-            )
-            yield Figure(metric.title, svg, metric.caption, _legend(lines))
+        # Training and held-out NLL share their scale, so that the gap between them can be seen.
+        same = [other for other in metrics if other.key == metric.key] if len(metrics) > 1 else [metric]
+        drawn = [line for other in same for row in trained if (line := _line(row, other, row.label)) is not None]
+        y_scale = linear_scale([y for line in drawn for y in line.values], zero=metric.zero)
+        for panel in panels(trained):
+            lines = [line for row in panel.rows if (line := _line(row, metric, panel.label(row))) is not None]
+            if lines:
+                title = f"{metric.title}{panel.title}"
+                svg = line_chart(
+                    _readable(lines),
+                    title=title,
+                    description=f"{title} over optimizer steps: {_ends(lines)}. {metric.caption}",
+                    x_label="optimizer steps",
+                    y_label=metric.y_label,
+                    y_scale=y_scale,
+                )
+                yield Figure(title, svg, metric.caption, _legend(_readable(lines)))
 
 
-def _line(row: Condition, metric: _Metric) -> Line | None:
+def _line(row: Condition, metric: _Metric, label: str) -> Line | None:
     curves = metric_curves(row, metric.kind, metric.key)
-    return line_of(row.label, row.style, curves, markers=max(map(len, curves)) <= 25) if curves else None
+    return line_of(label, row.style, curves, markers=max(map(len, curves)) <= 25) if curves else None
 
 
 def _readable(lines: list[Line]) -> list[Line]:
@@ -227,20 +229,21 @@ def _intervals(table: ResultTable, column: Column) -> Iterator[Figure]:
 
 
 def _accuracy_curves(table: ResultTable, column: Column) -> Iterator[Figure]:
-    found = [(row, accuracy_curves(row, column)) for row in table.trained]
-    lines = _readable([line_of(row.label, row.style, curves, markers=True) for row, curves in found if curves])
-    if lines:
-        title = f"Accuracy over training{_on(table, column)}"
-        svg = line_chart(
-            lines,
-            title=title,
-            description=f"Accuracy in per cent by optimizer steps: {_ends(lines)}.",
-            x_label="optimizer steps",
-            y_label="accuracy, %",
-            zero=True,
-        )
-        caption = "Accuracy of each evaluated step, complete evaluations only; step 0 is the base model."
-        yield Figure(title, svg, caption, _legend(lines))
+    for panel in panels(table.trained):
+        found = [(row, accuracy_curves(row, column)) for row in panel.rows]
+        lines = [line_of(panel.label(row), row.style, curves, markers=True) for row, curves in found if curves]
+        if lines:
+            title = f"Accuracy over training{_on(table, column)}{panel.title}"
+            svg = line_chart(
+                _readable(lines),
+                title=title,
+                description=f"Accuracy in per cent by optimizer steps: {_ends(lines)}.",
+                x_label="optimizer steps",
+                y_label="accuracy, %",
+                zero=True,
+            )
+            caption = "Accuracy of each evaluated step, complete evaluations only; step 0 is the base model."
+            yield Figure(title, svg, caption, _legend(_readable(lines)))
 
 
 def _sensitivity(table: ResultTable, swept: ResultTable) -> Iterator[Figure]:
@@ -253,6 +256,7 @@ def _sensitivity(table: ResultTable, swept: ResultTable) -> Iterator[Figure]:
             x_label=chart.x_label,
             y_label=chart.y_label,
             x_scale=log_scale([x for line in lines for x, _ in line.mean]),
+            y_scale=chart.y_scale,
         )
         yield Figure(chart.title, svg, chart.caption, _legend(lines))
 

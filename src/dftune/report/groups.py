@@ -10,9 +10,11 @@ from typing import Any
 
 from dftune.files import canonical_json
 from dftune.report.load import Row, Run
+from dftune.report.wording import setting
 
 _NOT_A_CONDITION = frozenset({"name", "output", "seed", "data.prepared"})
 """Recipe keys that may differ between replicates."""
+LEARNING_RATE = "optimizer.lr"
 _DATA_FILES = frozenset({".jsonl", ".json", ".csv", ".parquet"})
 
 
@@ -34,6 +36,16 @@ class Group:
     settings: Row
     runs: tuple[Run, ...]
     details: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The label without the details."""
+        return self.label.removesuffix(f" ({', '.join(shown for _, shown in self.details)})")
+
+    @property
+    def method(self) -> str:
+        """Its objective with what of its options tells it from others: ``power (alpha 0.5)``."""
+        return _label(self.name, [one for one in self.details if one[0].startswith("objective.")])
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[tuple[Group, ...], tuple[str, ...]]:
@@ -135,7 +147,9 @@ def _differs(key: str, one: Row, settings: Sequence[Row]) -> bool:
 
 def _shown(values: Sequence[Any]) -> list[str]:
     """Values of one key for people: short numbers, and of paths the last part where that tells them apart."""
-    texts = [f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value) for value in values]
+    texts = [
+        setting(value) if isinstance(value, float) else "null" if value is None else str(value) for value in values
+    ]
     last = [_last_part(text) for text in texts]
     return last if len(set(last)) == len(set(texts)) else texts
 
@@ -149,20 +163,27 @@ def reference_of(group: Group, groups: Sequence[Group]) -> Group | None:
     """What ``group`` is compared with: of the groups of the first objective the one with the most similar recipe.
 
     Groups of ``sft`` come first where there are any, so the reference is then ``sft`` on the same data, where that
-    was run. A group of the first objective has no reference.
+    was run. Learning rates, which each objective may have its own of, only choose between recipes that are equally
+    similar in everything else. A group of the first objective has no reference.
     """
     first = groups[0].objective
     if group.objective == first:
         return None
     candidates = [other for other in groups if other.objective == first]
-    return min(candidates, key=lambda other: _num_differing(group.settings, other.settings))
+    return min(candidates, key=lambda other: _distance(group.settings, other.settings))
+
+
+def _distance(left: Row, right: Row) -> tuple[int, bool]:
+    differing = _differing(left, right)
+    return len(differing - {LEARNING_RATE}), LEARNING_RATE in differing
 
 
 def name_of_reference(group: Group, reference: Group) -> str:
     """The reference's objective where it differs from ``group`` in nothing else, its whole label otherwise."""
-    return reference.label if _num_differing(group.settings, reference.settings) else reference.objective
+    return reference.label if _differing(group.settings, reference.settings) else reference.objective
 
 
-def _num_differing(left: Row, right: Row) -> int:
+def _differing(left: Row, right: Row) -> set[str]:
+    """Keys beside those of the objective."""
     keys = {key for key in (*left, *right) if not key.startswith("objective.")}
-    return sum(canonical_json(left.get(key)) != canonical_json(right.get(key)) for key in keys)
+    return {key for key in keys if canonical_json(left.get(key)) != canonical_json(right.get(key))}

@@ -21,6 +21,7 @@ from dftune.report.method import Method
 from dftune.report.published import build_published
 from dftune.report.samples import build_browser
 from dftune.report.tables import ResultTable
+from dftune.report.tuning import Tuning, grid_of
 
 NUM_STATIC = 6
 """Questions that can be read without a script."""
@@ -35,6 +36,7 @@ def render_html(
     notes: Sequence[str],
     method: Method,
     *,
+    tuning: Tuning | None = None,
     swept: ResultTable | None = None,
 ) -> str:
     """The whole file; ``swept``, where it is another table, is for the charts over learning rate and batch size."""
@@ -48,6 +50,7 @@ def render_html(
             table=table,
             notes=notes,
             sections=build_sections(table, swept or table),
+            tuning=tuning,
             browser=browser,
             browser_json=Markup(browser.as_json()),
             static_questions=browser.questions[:NUM_STATIC],
@@ -89,8 +92,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     filters = (
-        *(wording.percent, wording.signed, wording.interval, wording.p_value, wording.detectable),
-        *(wording.count, wording.plural),
+        *(wording.percent, wording.signed, wording.interval, wording.p_value, wording.detectable, wording.doubt),
+        *(wording.count, wording.plural, grid_of),
     )
     environment.filters |= {function.__name__: function for function in filters}
     return environment

@@ -10,6 +10,7 @@ from itertools import pairwise
 from dftune.report.charts import Curve
 from dftune.report.conditions import Condition
 from dftune.report.curves import accuracy_curves, metric_curves
+from dftune.report.load import inner
 from dftune.report.tables import ResultTable
 from dftune.report.wording import count, number
 
@@ -21,9 +22,9 @@ class LearningRow:
     Attributes:
         condition: its label.
         curve: what is measured.
-        target: the value to reach: what the first condition ends with, mean over its seeds.
+        target: the value to reach: what its reference ends with, mean over seeds.
         steps: when it is reached first; ``not reached`` or, of some seeds, how many of them did.
-        mean: area under the curve divided by its steps, over the steps that all conditions have.
+        mean: area under the curve divided by its steps, over the steps that all conditions of that reference have.
     """
 
     condition: str
@@ -38,18 +39,36 @@ def build_learning(table: ResultTable) -> tuple[LearningRow, ...]:
     rows: list[LearningRow] = []
     for column in table.whole_columns:
         found = [(row, curves) for row in table.trained if (curves := accuracy_curves(row, column))]
-        rows += _rows(found, f"accuracy on {table.name(column)}, %", digits=1, higher_is_better=True)
+        for family in _families(table, found):
+            rows += _rows(family, f"accuracy on {table.name(column)}, %", digits=1, higher_is_better=True)
     held_out = [(row, metric_curves(row, "validation", "nll")) for row in table.trained]
-    held_out = [(row, [curve for curve in curves if len(curve) > 2]) for row, curves in held_out]
-    rows += _rows([one for one in held_out if one[1]], "NLL on held-out rows", digits=3, higher_is_better=False)
+    held_out = [(row, kept) for row, curves in held_out if (kept := [curve for curve in curves if len(curve) > 2])]
+    for family in _families(table, held_out):
+        rows += _rows(family, "NLL on held-out rows", digits=3, higher_is_better=False)
     return tuple(rows)
 
 
-def _rows(
-    found: Sequence[tuple[Condition, Sequence[Curve]]], name: str, *, digits: int, higher_is_better: bool
-) -> Iterator[LearningRow]:
-    if not found:
-        return
+_Found = tuple[Condition, Sequence[Curve]]
+
+
+def _families(table: ResultTable, found: Sequence[_Found]) -> Iterator[list[_Found]]:
+    """Conditions behind the one that they are compared with: on other data held-out rows are others as well.
+
+    Conditions of the first objective that nothing is compared with stand behind the first one on their data.
+    """
+    families: dict[str, list[_Found]] = {}
+    first_on: dict[frozenset[str], str] = {}
+    for row, curves in found:
+        data = frozenset(str(inner(run.manifest, "data", "fingerprint")) for run in row.runs)
+        is_reference = row.label in table.compared_with.values()
+        own = row.label if is_reference else first_on.setdefault(data, row.label)
+        families.setdefault(table.compared_with.get(row.label, own), []).append((row, curves))
+    for head, family in families.items():
+        yield sorted(family, key=lambda one: one[0].label != head)  # stable
+
+
+def _rows(found: Sequence[_Found], name: str, *, digits: int, higher_is_better: bool) -> Iterator[LearningRow]:
+    """One family, its first condition the one whose end is to be reached."""
     target = math.fsum(curve[-1][1] for curve in found[0][1]) / len(found[0][1])
     first = max(curve[0][0] for _, curves in found for curve in curves)
     last = min(curve[-1][0] for _, curves in found for curve in curves)

@@ -12,12 +12,21 @@ from dftune.report.learning import LearningRow, build_learning
 from dftune.report.method import Method
 from dftune.report.published import Published, build_published
 from dftune.report.tables import Cell, ResultTable
-from dftune.report.wording import count, detectable, interval, one_line, p_value, percent, signed
+from dftune.report.tuning import Tuning, grid_of
+from dftune.report.wording import count, detectable, doubt, interval, one_line, p_value, percent, signed
 
 _DASH = "—"
 
 
-def render_markdown(title: str, verdict: str, table: ResultTable, notes: Sequence[str], method: Method) -> str:
+def render_markdown(
+    title: str,
+    verdict: str,
+    table: ResultTable,
+    notes: Sequence[str],
+    method: Method,
+    *,
+    tuning: Tuning | None = None,
+) -> str:
     """The whole file."""
     parts = [f"# {plain(title)}", plain(verdict)]
     if table.columns:
@@ -31,6 +40,10 @@ def render_markdown(title: str, verdict: str, table: ResultTable, notes: Sequenc
     published = build_published(table)
     if published.sources:
         parts.append(f"## Published against measured\n\n{published_table(published)}")
+    if tuning:
+        rows = [[row.name, row.chosen, grid_of(row)] for row in tuning.rows]
+        head = ["objective", "chosen", f"{tuning.metric}, by rate"]
+        parts.append(f"## Choice of learning rates\n\n{grid(head, rows)}")
     learning = build_learning(table)
     if learning:
         parts.append(f"## Speed of learning\n\n{learning_table(learning)}")
@@ -62,7 +75,7 @@ def summary_table(table: ResultTable) -> str:
 def _versus(cell: Cell, *, name: bool) -> str:
     if cell.versus is None:
         return _DASH
-    noise = "" if cell.versus.sign else ", within the noise"
+    noise = f", {doubt(cell.versus)}" if doubt(cell.versus) else ""
     against = f" against {cell.reference}" if name else ""
     return f"{signed(cell.versus.mean)} ({interval(cell.versus.low, cell.versus.high)}){against}{noise}"
 

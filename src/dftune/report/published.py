@@ -60,17 +60,24 @@ class Published:
 
 
 def build_published(table: ResultTable) -> Published:
-    """Collect it from the recipes of the trained conditions, the base's scores first."""
+    """Collect it from the recipes of the trained conditions, the bases' scores first."""
     found = [(row, published) for row in table.trained for published in _of(row)]
-    base = next((row for row in table.conditions if row.kind == "base"), None)
+    bases: dict[PublishedRow, None] = {}
     rows: dict[PublishedRow, None] = {}
     for condition, published in found:
-        rows |= dict.fromkeys(_rows(table, base, "base", published.get("base")))
+        base = _base(table, condition)
+        bases |= dict.fromkeys(_rows(table, base, base.label if base else "base", published.get("base")))
         rows |= dict.fromkeys(_rows(table, condition, condition.label, published.get("scores")))
-    ordered = sorted(rows, key=lambda row: row.condition != "base")  # stable
     sources = [(condition.label, one_line(str(published.get("source", "")), 500)) for condition, published in found]
     notes = [one_line(str(note), 500) for _, published in found for note in published.get("notes") or ()]
-    return Published(tuple(ordered), tuple(dict.fromkeys(sources)), tuple(dict.fromkeys(notes)))
+    return Published((*bases, *rows), tuple(dict.fromkeys(sources)), tuple(dict.fromkeys(notes)))
+
+
+def _base(table: ResultTable, condition: Condition) -> Condition | None:
+    """What a condition started from; with one base model it is that."""
+    bases = [row for row in table.conditions if row.kind == "base"]
+    found = (base for column in table.columns if (base := table.base_of(condition, column)) is not None)
+    return bases[0] if len(bases) == 1 else next(found, None)
 
 
 def _of(condition: Condition) -> Iterator[Row]:
@@ -87,8 +94,6 @@ def _rows(table: ResultTable, condition: Condition | None, label: str, scores: o
     for name, value in scores.items() if isinstance(scores, dict) else ():
         columns = [column for column in table.columns if column.label == name]
         cells = [table.cell(condition, column) for column in columns] if condition else []
-        # Several base models in one report: their mean is nobody's score.
-        cells = [cell for cell in cells if label != "base" or len(cell.scored) == 1]
         estimates: list[Estimate | None] = [cell.estimate for cell in cells if cell.estimate is not None]
         for estimate in estimates or [None]:
             yield PublishedRow(label, str(name), float(value) / 100, estimate)

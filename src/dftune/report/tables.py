@@ -21,7 +21,7 @@ from dftune.evaluate.metrics import (
     seed_spread,
 )
 from dftune.evaluate.protocols import score_of
-from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions
+from dftune.report.conditions import Column, Condition, Scored, find_columns, find_conditions, same_base
 from dftune.report.flagged import with_clean_views
 from dftune.report.groups import group_runs, name_of_reference, reference_of
 from dftune.report.load import Evaluation, Run
@@ -177,6 +177,12 @@ class ResultTable:
     def cell(self, condition: Condition, column: Column) -> Cell:
         """One cell."""
         return self.cells[condition.label, column]
+
+    def base_of(self, condition: Condition, column: Column) -> Condition | None:
+        """The row of the model that a condition gains over on a benchmark."""
+        ours = self.cell(condition, column).scored
+        bases = ((row, base) for row in self.conditions if row.kind == "base" for base in row.scored.get(column, ()))
+        return next((row for row, base in bases if any(same_base(one, base) for one in ours)), None)
 
     def references(self, column: Column) -> tuple[str, ...]:
         """What the conditions that others are compared with on this benchmark are called."""

@@ -1,26 +1,28 @@
-"""What the numbers say, in words: the paragraph at the top, and the notes below the table."""
+"""What the numbers say, in words: the paragraph at the top."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dftune.evaluate.metrics import Difference
 from dftune.report.conditions import Condition
-from dftune.report.flagged import trained_on
-from dftune.report.load import Evaluation, Run, inner
-from dftune.report.tables import Cell, ResultTable
-from dftune.report.wording import count, interval, listed, one_line, percent, plural, signed
+from dftune.report.groups import LEARNING_RATE
+from dftune.report.tables import ResultTable
+from dftune.report.tuning import Tuning
+from dftune.report.wording import doubt, interval, listed, percent, plural, signed
 
 FEW_SEEDS = 3
 """With fewer, the spread between seeds is hardly known."""
 MANY_GAINS = 6
 """More than a paragraph should list; the table has them."""
 MOST_NOISE = 3
-"""More comparisons of a benchmark without a finding are summed up."""
-MOST_NAMES = 6
-"""Runs that a note lists by name."""
+"""Of more comparisons under the same circumstances, those without a finding are summed up."""
+MANY_FINDINGS = 6
+"""More findings than these are listed without their intervals, which are in the table."""
+WIDE = 1.5
+"""Comparisons whose detectable differences are further apart than this factor are given both ends."""
 
 Details = tuple[tuple[str, str], ...]
 
@@ -42,6 +44,8 @@ class Comparison:
         reference: what the other one is called.
         shared: details of both sides' labels in which they agree, ``(("data.source", "source noisy"),)``.
         found: protocols and differences, the clear ones first.
+        at_same_rate: learning rate of the condition, and the first of these differences with a reference of that rate;
+            None where it had none other.
     """
 
     benchmark: str
@@ -49,30 +53,46 @@ class Comparison:
     reference: str
     shared: Details
     found: tuple[tuple[str, Difference], ...]
+    at_same_rate: tuple[str, Difference] | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Under one protocol at least there is a finding."""
+        return self.found[0][1].sign != 0
 
 
-def verdict(table: ResultTable) -> str:
-    """One paragraph. A winner is named only where interval and test both exclude zero."""
+_OUR_WORDS = ("the difference", "none of", "no other", "better than", "worse than")
+"""How sentences begin that do not begin with a name."""
+
+
+def verdict(table: ResultTable, tuning: Tuning | None = None) -> str:
+    """One paragraph. A winner is named only where interval and test both exclude zero.
+
+    Args:
+        table: what is compared.
+        tuning: how learning rates were chosen.
+    """
     if not table.columns:
         return "None of these runs holds an evaluation, so there is no score to compare; the charts show the training."
-    return " ".join([*_sentences(table), *_gains(table), *_confidence(table), *_reservations(table)])
+    return " ".join([*_sentences(table, tuning), *_gains(table), *_confidence(table), *_reservations(table, tuning)])
 
 
-def _sentences(table: ResultTable) -> Iterator[str]:
-    """A sentence a comparison: benchmark by benchmark, and on each what is clear before what is not."""
-    compared = list(_comparisons(table))
+def _sentences(table: ResultTable, tuning: Tuning | None) -> Iterator[str]:
+    """Benchmark by benchmark, and on each under the same circumstances together: those with a finding first."""
+    compared = list(_comparisons(table, tuning))
     benchmarks = list(dict.fromkeys(one.benchmark for one in compared))
+    short = sum(one.is_clear for one in compared) > MANY_FINDINGS
     for benchmark in benchmarks:
         of_benchmark = [one for one in compared if one.benchmark == benchmark]
         questions = plural(min(d.num_questions for one in of_benchmark for _, d in one.found), "question")
-        of_benchmark.sort(key=lambda one: one.found[0][1].sign == 0)
-        quiet = [one for one in of_benchmark if not one.found[0][1].sign]
-        told = of_benchmark if len(quiet) <= MOST_NOISE else [one for one in of_benchmark if one not in quiet]
-        for index, one in enumerate(told):
-            where = f"On {benchmark} ({questions})" if index == 0 else f"On {benchmark}" if len(benchmarks) > 1 else ""
-            yield _sentence(one, where)
-        if len(told) < len(of_benchmark):
-            yield _all_noise(f"On {benchmark}{'' if told else f' ({questions})'}", quiet, others=bool(told))
+        alike: dict[Details, list[Comparison]] = defaultdict(list)
+        for one in of_benchmark:
+            alike[one.shared].append(one)
+        first = True
+        for members in sorted(alike.values(), key=lambda members: not any(one.is_clear for one in members)):
+            where = f"On {benchmark} ({questions})" if first else f"On {benchmark}" if len(benchmarks) > 1 else ""
+            yield from _told(members, where, table.num_comparisons, short=short)
+            first = False
         noise = [difference for one in of_benchmark for _, difference in one.found if not difference.sign]
         if noise:
             yield _too_small(benchmark, noise)
@@ -82,72 +102,158 @@ def _sentences(table: ResultTable) -> Iterator[str]:
         yield "No two conditions have complete evaluations on the same questions, so none is compared with another."
 
 
-def _all_noise(where: str, quiet: Sequence[Comparison], *, others: bool) -> str:
-    """Many comparisons without a finding, in one sentence; the table has each."""
-    means = sorted(difference.mean for one in quiet for _, difference in one.found)
-    which = "all other differences are" if others else "all differences between a condition and its reference are"
-    return f"{where}, {which} within the noise ({signed(means[0])} to {signed(means[-1])} points)."
+def _told(members: Sequence[Comparison], where: str, num_comparisons: int, *, short: bool) -> Iterator[str]:
+    """Comparisons under the same circumstances: findings by themselves, of many others that there are none."""
+    members = sorted(members, key=lambda one: not one.is_clear)
+    clear = [one for one in members if one.is_clear]
+    quiet = members[len(clear) :] if short or len(members) > MOST_NOISE else []
+    single = [] if short else clear if quiet else members
+    sentences = [
+        *([_summed_up(clear)] if short and clear else []),
+        *(_sentence(one, num_comparisons) for one in single),
+    ]
+    if quiet:
+        means = sorted(difference.mean for one in quiet for _, difference in one.found)
+        ends = f"({' to '.join(dict.fromkeys(signed(means[place]) for place in (0, -1)))} points)"
+        none = f"none of {len(quiet)} conditions differs clearly from {_references(quiet)} {ends}."
+        sentences.append(f"no other difference is clear {ends}." if clear else none)
+    for index, sentence in enumerate(sentences):
+        circumstances = _circumstances(members[0])
+        opening = ", ".join(part for part in (where, circumstances) if part) if index == 0 else ""
+        opening = f"{opening}{': ' if circumstances else ', '}" if opening else "there, " if circumstances else ""
+        # Names keep their case; openings and articles are ours.
+        whole = f"{opening}{sentence}"
+        yield whole[0].upper() + whole[1:] if opening or sentence.startswith(_OUR_WORDS) else whole
+
+
+def _summed_up(clear: Sequence[Comparison]) -> str:
+    """Many findings in one sentence, each by its first clear protocol."""
+    parts: list[str] = []
+    for sign, word in ((1, "better"), (-1, "worse")):
+        found = [(_own_name(one.row, one.shared), one.found[0][1]) for one in clear if one.found[0][1].sign == sign]
+        points = [
+            f"{signed(difference.mean)}{'' if parts or index else ' points'}"
+            for index, (_, difference) in enumerate(found)
+        ]
+        names = [f"{name} ({amount})" for (name, _), amount in zip(found, points, strict=True)]
+        verb = "is" if len(names) == 1 else "are"
+        parts += [f"{word} than {_references(clear)} {verb} {listed(names)}"] if names else []
+    return f"{'; '.join(parts)}."
+
+
+def _references(members: Sequence[Comparison]) -> str:
+    names = {one.reference for one in members}
+    return next(iter(names)) if len(names) == 1 else "their references"
 
 
 def _too_small(benchmark: str, noise: Sequence[Difference]) -> str:
-    """What the study could not have seen, of the comparison that saw least."""
-    least = max(noise, key=lambda difference: difference.detectable)
+    """What could not have been counted on to be seen, in the comparisons that found nothing."""
+    most, least = (choose(noise, key=lambda difference: difference.detectable) for choose in (min, max))
     seeds = "one seed" if least.num_seeds == 1 else plural(least.num_seeds, "seed")
     sees = f"{benchmark} has {plural(least.num_questions, 'question')}: with {seeds}, "
     if least.detectable >= 1:
         return f"{sees}no difference can be told from the noise, however large."
-    return f"{sees}differences under about {percent(least.detectable)} points cannot be told from the noise."
+    if least.detectable < WIDE * most.detectable:
+        return f"{sees}differences under about {percent(least.detectable)} points cannot be seen reliably."
+    ends = f"{percent(most.detectable)} to {percent(least.detectable)}"
+    return f"{sees}differences under about {ends} points, depending on what is compared, cannot be seen reliably."
 
 
-def _comparisons(table: ResultTable) -> Iterator[Comparison]:
+def _comparisons(table: ResultTable, tuning: Tuning | None) -> Iterator[Comparison]:
     versions = list(dict.fromkeys((one.benchmark + one.left_out, one.fingerprint) for one in table.columns))
     names = Counter(name for name, _ in versions)
+    shared = _circumstances_of(table)
     for version in versions:
         shown = version[0] if names[version[0]] == 1 else f"{version[0]}, version {version[1][:6]}"
         columns = [one for one in table.columns if (one.benchmark + one.left_out, one.fingerprint) == version]
         for row in table.conditions:
-            cells = [(column.protocol, table.cell(row, column)) for column in columns]
-            found = [(protocol, cell.versus) for protocol, cell in cells if cell.versus is not None]
+            cells = [(column, cell) for column in columns if (cell := table.cell(row, column)).versus is not None]
+            cells.sort(key=lambda one: one[1].versus is None or one[1].versus.sign == 0)
+            found = tuple((column.protocol, cell.versus) for column, cell in cells if cell.versus is not None)
             if found:
-                found.sort(key=lambda one: one[1].sign == 0)
-                reference = next(cell.reference for _, cell in cells if cell.versus is not None)
-                other = next(other for other in table.conditions if other.label == table.compared_with[row.label])
-                yield Comparison(shown, row, reference, _shared_details(row, other), tuple(found))
+                other, alike = _reference(table, row), shared[row.label]
+                same = tuning.at_same_rate(row, cells[0][0]) if tuning and _rate(row) != _rate(other) else None
+                reference = _own_name(other, alike) if alike else cells[0][1].reference
+                yield Comparison(shown, row, reference, alike, found, (_rate(row), same) if same else None)
+
+
+def _reference(table: ResultTable, row: Condition) -> Condition:
+    return next(other for other in table.conditions if other.label == table.compared_with[row.label])
+
+
+def _rate(row: Condition) -> str:
+    """The learning rate, as labels have it; empty where none names it."""
+    details = row.group.details if row.group else ()
+    return next((shown.split(" ", 1)[1] for key, shown in details if key == LEARNING_RATE), "")
+
+
+def _circumstances_of(table: ResultTable) -> dict[str, Details]:
+    """What each condition shares with its reference, by label.
+
+    A learning rate is a circumstance where all have it, or where there are references of several rates; else it is part
+    of the names.
+    """
+    pairs = {row.label: (row, _reference(table, row)) for row in table.conditions if row.label in table.compared_with}
+    shared = {label: _shared_details(*pair) for label, pair in pairs.items()}
+    without = {label: tuple(one for one in alike if one[0] != LEARNING_RATE) for label, alike in shared.items()}
+    references: dict[Details, set[str]] = defaultdict(set)
+    rates: dict[Details, set[str]] = defaultdict(set)
+    for label, alike in without.items():
+        references[alike].add(pairs[label][1].label)
+        rates[alike] |= {_rate(side) for side in pairs[label]}
+    in_names = {alike for alike in rates if len(references[alike]) == 1 and len(rates[alike]) > 1}
+    return {label: alike if alike in in_names else shared[label] for label, alike in without.items()}
 
 
 def _shared_details(row: Condition, reference: Condition) -> Details:
-    """The circumstances under which the two meet; none where they differ in more than the objective."""
+    """The circumstances under which the two meet; none where they differ in more than objective and learning rate."""
     ours, theirs = (
-        tuple(one for one in (side.group.details if side.group else ()) if not one[0].startswith("objective."))
+        {key: shown for key, shown in (side.group.details if side.group else ()) if not key.startswith("objective.")}
         for side in (row, reference)
     )
-    return ours if ours == theirs else ()
+    differing = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
+    return tuple(one for one in ours.items() if one[0] not in differing) if differing <= {LEARNING_RATE} else ()
 
 
-def _sentence(one: Comparison, where: str) -> str:
-    circumstances, name = _circumstances(one)
-    opening = ", ".join(part for part in (where, circumstances) if part)
+def _own_name(condition: Condition, shared: Details) -> str:
+    """What a condition is called beside others under the same circumstances."""
+    own = [one[1] for one in (condition.group.details if condition.group else ()) if one not in shared]
+    return f"{condition.name} ({', '.join(own)})" if own else condition.name
+
+
+def _sentence(one: Comparison, num_comparisons: int) -> str:
+    name = _own_name(one.row, one.shared)
     (protocol, first), *others = one.found
     if first.sign:
         more, ends = _amount(first)
         begun = f"{name} answers {more} than {one.reference}"
     else:
-        begun = f"the difference between {name} and {one.reference} is within the noise: {signed(first.mean)} points"
-        ends = interval(first.low, first.high)
-    begun = f"{begun} ({_PROTOCOLS.get(protocol, (protocol,))[0]}, 95 % interval {ends})"
-    sentence = f"{begun}{''.join(_further(first, other, protocol) for protocol, other in others)}."
-    sentence = f"{opening}{': ' if circumstances else ', '}{sentence}" if opening else sentence
-    # Names keep their case; the opening and the article are ours.
-    return sentence[0].upper() + sentence[1:] if opening or not first.sign else sentence
+        verdict = f"is {doubt(first, num_comparisons)}: {signed(first.mean)} points"
+        begun, ends = f"the difference between {name} and {one.reference} {verdict}", interval(first.low, first.high)
+    begun = f"{begun} ({_asked(protocol)[0]}, 95 % interval {ends})"
+    same = f"; {_at_same_rate(*one.at_same_rate)}" if first.sign and one.at_same_rate else ""
+    return f"{begun}{same}{''.join(_further(first, other, protocol, num_comparisons) for protocol, other in others)}."
 
 
-def _circumstances(one: Comparison) -> tuple[str, str]:
-    """What both sides share and other comparisons do not, and the name of the condition without it."""
-    if not one.shared or one.row.group is None:
-        return "", one.row.label
-    own = [shown for key, shown in one.row.group.details if (key, shown) not in one.shared]
-    name = f"{one.row.name} ({', '.join(own)})" if own else one.row.name
-    return " ".join(_circumstance(key, shown) for key, shown in one.shared), name
+def _at_same_rate(rate: str, difference: Difference) -> str:
+    return (
+        f"with both at lr {rate} it is {signed(difference.mean)} points ({interval(difference.low, difference.high)})"
+    )
+
+
+def _asked(protocol: str) -> tuple[str, str]:
+    """How a protocol is called at the first number of a sentence, and at further ones."""
+    kind, _, number = protocol.partition("@")
+    if kind == "avg" and number.isdigit():
+        return f"mean of {plural(int(number), 'sample')}", f"over {plural(int(number), 'sample')} a question"
+    if kind == "maj" and number.isdigit():
+        return f"majority of {plural(int(number), 'sample')}", f"by majority of {plural(int(number), 'sample')}"
+    return _PROTOCOLS.get(protocol, (protocol, f"under {protocol}"))
+
+
+def _circumstances(one: Comparison) -> str:
+    """What both sides share and other comparisons do not."""
+    return " ".join(_circumstance(key, shown) for key, shown in one.shared) if one.row.group else ""
 
 
 def _circumstance(key: str, shown: str) -> str:
@@ -161,28 +267,31 @@ def _amount(difference: Difference) -> tuple[str, str]:
     return f"{percent(abs(difference.mean))} points {'more' if more else 'fewer'}", interval(*ends)
 
 
-def _further(first: Difference, other: Difference, protocol: str) -> str:
+def _further(first: Difference, other: Difference, protocol: str, num_comparisons: int) -> str:
     """The same comparison under another protocol."""
-    when = _PROTOCOLS.get(protocol, ("", f"under {protocol}"))[1]
+    when = _asked(protocol)[1]
     if other.sign:
         more, ends = _amount(other)
         return f" {'and' if other.sign == first.sign else 'but'} {more} {when} ({ends})"
     amount = f"{signed(other.mean)} points, {interval(other.low, other.high)}"
-    if first.sign:
-        return f"; {when} the difference is within the noise ({amount})"
+    if first.sign or doubt(first, num_comparisons) != doubt(other, num_comparisons):
+        return f"; {when} the difference is {doubt(other, num_comparisons)} ({amount})"
     return f"; {when} as well ({amount})"
 
 
 def _gains(table: ResultTable) -> Iterator[str]:
-    base = next((row for row in table.conditions if row.kind == "base"), None)
+    """What training has added to each base model."""
     if len(table.trained) * len(table.columns) > MANY_GAINS:
         return
     for column in table.columns:
-        estimate = table.cell(base, column).estimate if base else None
-        gains = [(row.label, gain) for row in table.trained if (gain := table.cell(row, column).gain) is not None]
-        if estimate is not None and gains:
-            parts = [_gain(label, gain) for label, gain in gains]
-            yield f"Over the base model's {percent(estimate.mean)} % on {table.name(column)}, {listed(parts)}."
+        for base in (row for row in table.conditions if row.kind == "base"):
+            estimate = table.cell(base, column).estimate
+            started = [row for row in table.trained if table.base_of(row, column) is base]
+            gains = [(row.label, gain) for row in started if (gain := table.cell(row, column).gain) is not None]
+            if estimate is not None and gains:
+                parts = [_gain(label, gain) for label, gain in gains]
+                model = "the base model" if base.label == "base" else base.label
+                yield f"Over the {percent(estimate.mean)} % of {model} on {table.name(column)}, {listed(parts)}."
 
 
 def _gain(label: str, gain: Difference) -> str:
@@ -205,133 +314,16 @@ def _confidence(table: ResultTable) -> Iterator[str]:
         yield f"{what} rests on {fewest} seeds, so how much seeds vary is only roughly known."
 
 
-def _reservations(table: ResultTable) -> Iterator[str]:
+def _reservations(table: ResultTable, tuning: Tuning | None) -> Iterator[str]:
     cells = list(table.cells.values())
+    at_edge = sum(bool(row.edge) for row in tuning.rows) if tuning else 0
+    whose = f"{at_edge} of {len(tuning.rows)} conditions" if tuning else ""
+    chosen_by = tuning.protocol if tuning and {column.protocol for column in table.columns} - {tuning.protocol} else ""
     reasons = [
+        *([f"learning rates were chosen by {chosen_by} answers alone"] if chosen_by else []),
+        *([f"the best learning rate of {whose} is an end of its grid"] if at_edge else []),
         *(["some evaluations are incomplete"] if any(cell.incomplete for cell in cells) else []),
         *(["some prompts differ from those of the training"] if any(cell.format_differs for cell in cells) else []),
     ]
     if reasons:
         yield f"Mind the notes below the table: {listed(reasons)}."
-
-
-def notes(table: ResultTable, runs: Sequence[Run]) -> tuple[str, ...]:
-    """Everything a reader must know before trusting a number, most serious first."""
-    found = (
-        *_incomplete(table),
-        *_unfinished(runs),
-        *_trained_on(runs),
-        *_formats(table),
-        *_settings_differ(table),
-        *_steps_differ(table),
-        *table.notes,
-        *_repeated(runs),
-        *_ungraded(table),
-    )
-    return tuple(one_line(note, 500) for note in dict.fromkeys(found))
-
-
-def _cells(table: ResultTable) -> Iterator[tuple[str, str, Condition, Cell]]:
-    for row in table.conditions:
-        for column in table.columns:
-            yield row.label, table.name(column), row, table.cell(row, column)
-
-
-def _incomplete(table: ResultTable) -> Iterator[str]:
-    for label, benchmark, row, cell in _cells(table):
-        for shortfall in cell.incomplete:
-            yield f"Incomplete on {benchmark}, left out of {label}: {shortfall}."
-        if cell.missing and len(cell.missing) < len(row.runs):
-            yield f"Not evaluated on {benchmark}, left out of {label}: {', '.join(cell.missing)}."
-
-
-def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        if run.kind == "train" and run.status != "finished":
-            last = max((int(row["step"]) for row in run.train), default=0)
-            yield f"{run.name} is {run.status}; its last recorded step is {last}."
-
-
-def _trained_on(runs: Sequence[Run]) -> Iterator[str]:
-    seen: dict[str, list[str]] = {}
-    for run in runs:
-        for name, ids in trained_on(run).items():
-            rows = inner(run.manifest, "data", "contamination", "benchmarks", name, "rows")
-            seen.setdefault(f"trained on {len(ids)} of the {rows} problems of {name}", []).append(run.name)
-    for what, names in seen.items():
-        were, scores = ("was", "its score there is") if len(names) == 1 else ("were", "their scores there are")
-        shown = (
-            [*names[:MOST_NAMES], plural(len(names) - MOST_NAMES, "other run")] if len(names) > MOST_NAMES else names
-        )
-        yield f"{listed(shown)} {were} {what}: {scores} partly memory."
-
-
-def _formats(table: ResultTable) -> Iterator[str]:
-    for label, benchmark, _, cell in _cells(table):
-        for evaluation in cell.evaluations:
-            if evaluation.format_differs:
-                used, trained = evaluation.settings["prompt_format"], evaluation.settings["trained_prompt_format"]
-                yield (
-                    f"{label} was scored on {benchmark} with prompt format {used.get('name')}, but trained with "
-                    f"{trained.get('name')}: such a score says little about the training."
-                )
-
-
-def _settings_differ(table: ResultTable) -> Iterator[str]:
-    for column in table.columns:
-        evaluations = [one for row in table.conditions for one in table.cell(row, column).evaluations]
-        for key in ("sampling", "num_samples", "grader", "engine", "task"):
-            values = sorted({_setting(one, key) for one in evaluations})
-            if len(values) > 1:
-                yield f"Scores on {table.name(column)} differ in {key}: {'; '.join(values)}."
-
-
-def _setting(evaluation: Evaluation, key: str) -> str:
-    value = evaluation.num_samples if key == "num_samples" else evaluation.settings.get(key)
-    if isinstance(value, Mapping):  # the seed of the sampling may follow the seed of the training
-        return ", ".join(f"{name} {value[name]}" for name in value if name != "seed")
-    return str(value)
-
-
-def _steps_differ(table: ResultTable) -> Iterator[str]:
-    """Where what is compared, or averaged, was trained for different numbers of steps."""
-    rows = {row.label: row for row in table.conditions}
-    for label, benchmark, row, cell in _cells(table):
-        column = next(column for column in table.columns if table.name(column) == benchmark)
-        steps = _steps(cell)
-        if row.kind == "trained" and len(steps) > 1:
-            yield f"{label} averages runs scored on {benchmark} after {_listed_steps(steps)} steps."
-        reference = rows.get(table.compared_with.get(label, ""))
-        others = _steps(table.cell(reference, column)) if reference else []
-        if reference and cell.versus is not None and steps != others:
-            counts = f"{_listed_steps(steps)} steps, {reference.label} after {_listed_steps(others)}"
-            yield f"{label} was scored on {benchmark} after {counts}."
-
-
-def _steps(cell: Cell) -> list[int]:
-    return sorted({evaluation.step for evaluation in cell.evaluations})
-
-
-def _listed_steps(steps: Sequence[int]) -> str:
-    return listed([count(step) for step in steps])
-
-
-def _repeated(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        repeated = sum(evaluation.num_repeated for evaluation in run.evaluations)
-        if repeated:
-            yield f"{run.name} holds {plural(repeated, 'completion')} twice; the later line counts."
-
-
-def _ungraded(table: ResultTable) -> Iterator[str]:
-    for label, benchmark, _, cell in _cells(table):
-        if cell.estimate is not None and cell.num_ungraded:
-            if not all(one.averages for one in cell.evaluations):
-                yield f"{label} on {benchmark}: {plural(cell.num_ungraded, 'completion')} could not be graded."
-                continue
-            total, right = cell.num_completions, cell.total_score
-            low, high = percent(right / total), percent((right + cell.num_ungraded) / total)
-            yield (
-                f"{label} on {benchmark}: {count(cell.num_ungraded)} of {count(total)} completions could not be "
-                f"graded and are left out; counted as wrong or as right they would make it {low} or {high} %."
-            )

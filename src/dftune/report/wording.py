@@ -39,6 +39,14 @@ def number(value: float, digits: int = 1) -> str:
     return shown.replace("-", MINUS)
 
 
+def setting(value: float) -> str:
+    """A number of a recipe as recipes write it: ``0.5``, ``3e-5``."""
+    if not 0 < abs(value) < 0.01:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.5e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
 def percent(share: float) -> str:
     """A share as per cent, without the sign."""
     return number(100 * share)
@@ -58,6 +66,20 @@ def interval(low: float, high: float) -> str:
 def detectable(difference: Difference) -> str:
     """The smallest difference that is found reliably; a dash where none can be, for want of seeds or questions."""
     return percent(difference.detectable) if difference.detectable < 1 else "—"
+
+
+def doubt(difference: Difference, num_comparisons: int | None = None) -> str:
+    """Why a difference is not called one; empty where it is.
+
+    Args:
+        difference: corrected for its family.
+        num_comparisons: of the family, to be named; None names the correction.
+    """
+    if difference.sign:
+        return ""
+    if difference.p >= 0.05 or difference.low <= 0 <= difference.high:
+        return "within the noise"
+    return "not clear after Holm" if num_comparisons is None else f"not clear among {num_comparisons} comparisons"
 
 
 def p_value(value: float) -> str:

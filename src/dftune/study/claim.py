@@ -75,8 +75,12 @@ class Claims:
         finally:
             over.set()
             beat.join()
-            with suppress(FileNotFoundError):
-                os.utime(path, (0, 0))
+            self.give_back(path)
+
+    def give_back(self, path: Path) -> None:
+        """Let others take the task."""
+        with suppress(FileNotFoundError):
+            os.utime(path, (0, 0))
 
     def _beat(self, path: Path, over: threading.Event) -> None:
         every = min(self.stale_after_s / 6, 20.0)

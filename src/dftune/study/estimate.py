@@ -18,7 +18,7 @@ from dftune.recipe import Recipe
 from dftune.report.wording import count, duration, size
 from dftune.study.board import Board, State
 from dftune.study.plan import Cell, Key, Plan, base_settings
-from dftune.study.select import GREEDY_ALONE, problems_of, without_limit
+from dftune.study.select import GREEDY_ALONE, asked, problems_of, without_limit
 from dftune.study.workers import Places, places
 
 _PROBE_STEPS = 4
@@ -242,7 +242,8 @@ def _num_completions(recipe: Recipe, plan: Plan) -> int:
     if select is not None and select.generates:
         held_out = select.benchmark is None
         chosen_by = problems_of(select, recipe)
-        num += recipe.data.validation if held_out else len(load_benchmark(chosen_by, recipe.evaluate.data_dir).rows)
+        rows = recipe.data.validation if held_out else len(load_benchmark(chosen_by, recipe.evaluate.data_dir).rows)
+        num += rows * sum(sampling.num_samples for sampling in plan_samplings(asked(select, recipe)))
     return num
 
 

@@ -15,7 +15,7 @@ from dftune.files import canonical_json
 from dftune.recipe import Recipe
 from dftune.study.board import State
 from dftune.study.config import ObjectiveChoice, StudyRecipe, begin_folder, kept_apart, merged
-from dftune.study.select import Choice, check_not_test, choose
+from dftune.study.select import Choice, check_select, choose
 
 Kind = Literal["prepare", "base", "tune", "run"]
 Key = tuple[str, str, str]
@@ -151,7 +151,7 @@ class Plan:
         if not problems:
             for recipe in {canonical_json(c.recipe.evaluate.model_dump(mode="json")): c.recipe for c in cells}.values():
                 if study.select is not None:
-                    check_not_test(study.select, recipe)
+                    check_select(study.select, recipe)
         if problems:
             raise RecipeError(str(self.recipe.name), list(problems))
         names = [cell.name for cell in self.grid(study.seeds)]

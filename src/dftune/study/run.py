@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dftune.files import write_json
 from dftune.progress import Progress
@@ -173,14 +173,14 @@ def finish(plan: Plan, board: Board, title: str | None = None) -> Outcome:
     states = board.states()
     chosen = plan.choices(states)
     choices = None if chosen is None else tuple(chosen)
-    select = plan.recipe.study.select
+    select, selection = plan.recipe.study.select, None
     if choices is not None and select is not None:
-        rows = [choice.row() for choice in choices]
-        write_json(plan.folder / "selection.json", {**select.model_dump(mode="json"), "choices": rows})
+        selection = {**select.model_dump(mode="json"), "choices": [choice.row() for choice in choices]}
+        write_json(plan.folder / "selection.json", selection)
     cells = done_cells(plan, states)
     unequal = tuple(check_budgets(cells, plan.recipe.study.equal))
     write_json(plan.folder / "budgets.json", {"equal": list(plan.recipe.study.equal), "differences": list(unequal)})
-    report, html = _report(plan, cells, choices, title)
+    report, html = _report(plan, cells, choices, selection, title)
     failed = {name: state.error for name, state in sorted(states.items()) if state.status == "failed"}
     return Outcome(choices, failed, unequal, report, html)
 
@@ -202,17 +202,21 @@ def _is_chosen(cell: Cell, choices: tuple[Choice, ...] | None) -> bool:
 
 
 def _report(
-    plan: Plan, cells: list[Cell], choices: tuple[Choice, ...] | None, title: str | None
+    plan: Plan,
+    cells: list[Cell],
+    choices: tuple[Choice, ...] | None,
+    selection: Mapping[str, Any] | None,
+    title: str | None,
 ) -> tuple[Report | None, Path | None]:
-    """The report on the chosen cells and the base models; the other cells are for the sensitivity to the rate."""
+    """The report on the chosen cells and the base models; the others show how much the rate matters."""
     from dftune import report  # noqa: PLC0415
 
     base = plan.folder / "base"
     there = [cell for cell in cells if (cell.recipe.output / "manifest.json").is_file()]
     folders = [cell.recipe.output for cell in there if _is_chosen(cell, choices)]
-    others = [cell.recipe.output for cell in there if not _is_chosen(cell, choices)]
     folders += sorted(path for path in base.iterdir() if (path / "manifest.json").is_file()) if base.is_dir() else []
     if not folders:
         return None, None
-    found = report.read(folders, title or plan.recipe.name, swept=others)
+    swept = [cell.recipe.output for cell in there if cell.recipe.output not in folders]
+    found = report.read(folders, title or plan.recipe.name, selection=selection, swept=swept)
     return found, found.write(plan.folder).html

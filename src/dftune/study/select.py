@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from dftune.config import Config
 from dftune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from dftune.evaluate.config import EvaluateConfig
 
 Metric = Literal["accuracy", "nll", "loss", "p_mean", "p_eot", "top1", "entropy"]
 GREEDY_ALONE: Mapping[str, Any] = {"protocol": "greedy", "num_samples": 1, "by": (), "label": None}
@@ -26,11 +29,16 @@ class SelectConfig(Config):
     training, over the held-out rows (docs/run-folder.md)."""
     benchmark: str | None = None
     """Problems for accuracy, as evaluate.benchmarks names them, but none of those; null: the held-out rows."""
+    protocol: Annotated[str, Field(pattern=r"^(greedy|avg@[1-9]\d*)$")] | None = None
+    """How they are answered: greedy (null), or avg@N, N samples each, as evaluate has them. A rate that is best for
+    greedy answers need not be for samples: choose by what is reported."""
 
     @model_validator(mode="after")
     def _fits(self) -> SelectConfig:
         if self.benchmark is not None and self.metric != "accuracy":
             raise ValueError(f"benchmark goes with the metric accuracy; {self.metric} is of the held-out rows")
+        if self.protocol is not None and self.metric != "accuracy":
+            raise ValueError(f"protocol goes with the metric accuracy; {self.metric} needs no answers")
         return self
 
     @property
@@ -44,13 +52,16 @@ class SelectConfig(Config):
         return self.metric == "accuracy"
 
 
-def check_not_test(select: SelectConfig, recipe: Recipe) -> None:
-    """Refuse to choose by what the result will be reported on.
+def check_select(select: SelectConfig, recipe: Recipe) -> None:
+    """Refuse to choose by what the result will be reported on, or by answers that cannot be had.
 
     Raises:
-        ValueError: the problems are a published test benchmark, those of ``evaluate.benchmarks``, or share a problem
-            with one of these; or there are no held-out rows to choose by.
+        ValueError: the protocol contradicts how the recipe samples; the problems are a published test benchmark, those
+            of ``evaluate.benchmarks``, or share a problem with one of these; or there are no held-out rows.
     """
+    from dftune.evaluate.jobs import plan_samplings  # noqa: PLC0415
+
+    plan_samplings(asked(select, recipe))
     if select.benchmark is None:
         if recipe.data.validation == 0:
             raise ValueError(
@@ -95,6 +106,11 @@ def problems_of(select: SelectConfig, recipe: Recipe) -> str:
     return select.benchmark or str(recipe.data.prepared / "validation.parquet")
 
 
+def asked(select: SelectConfig, recipe: Recipe) -> EvaluateConfig:
+    """How the problems behind an accuracy are answered."""
+    return recipe.evaluate.model_copy(update={**GREEDY_ALONE, "protocol": select.protocol or "greedy"})
+
+
 def measure(select: SelectConfig, recipe: Recipe, aside: Path) -> float:
     """The metric of a finished run.
 
@@ -115,7 +131,7 @@ def measure(select: SelectConfig, recipe: Recipe, aside: Path) -> float:
     from dftune.evaluate.runner import evaluate  # noqa: PLC0415
 
     (final,) = plan(str(recipe.output))
-    settings = recipe.evaluate.model_copy(update=GREEDY_ALONE)
+    settings = asked(select, recipe)
     problems = [problems_of(select, recipe)]
     (summary,) = evaluate(final.model, problems, settings, aside, step=final.step, device=recipe.train.device)
     if summary.accuracy is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dftune.evaluate.summary import lay_out
 from dftune.files import read_jsonl
-from dftune.report.wording import duration, one_line
+from dftune.report.wording import duration, one_line, setting
 from dftune.study.board import Board
 from dftune.study.plan import Plan, Task
 from dftune.study.select import Choice
@@ -82,8 +82,10 @@ def choice_lines(choices: tuple[Choice, ...] | list[Choice]) -> Iterator[str]:
     notes = []
     for choice in choices:
         name = " ".join(part for part in choice.key if part)
-        grid = ", ".join(f"{rate:g} ({'failed' if value is None else f'{value:.4g}'})" for rate, value in choice.values)
-        rows.append((name, "none" if choice.lr is None else f"{choice.lr:g}", grid))
+        grid = ", ".join(
+            f"{setting(rate)} ({'failed' if value is None else f'{value:.4g}'})" for rate, value in choice.values
+        )
+        rows.append((name, "none" if choice.lr is None else setting(choice.lr), grid))
         if choice.at_edge:
             notes.append(
                 f"note: the best rate of {name} is the {choice.at_edge} of its grid; a better one may lie beyond."

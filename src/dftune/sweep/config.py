@@ -16,7 +16,7 @@ from dftune.data.dataset import settings_of, tokenizer_origin
 from dftune.files import fingerprint
 from dftune.recipe import Recipe
 from dftune.study.config import Rate, divided, kept_apart, merged
-from dftune.study.select import SelectConfig, check_not_test
+from dftune.study.select import SelectConfig, check_select
 
 Value = str | int | float | bool | None
 _NOT_SEARCHED = ("name", "output", "seed", "data.prepared")
@@ -199,7 +199,7 @@ class SweepRecipe(Config):
         if problems:
             raise RecipeError(self.name, list(problems))
         recipe = self.trial(0, self.first)
-        check_not_test(self.sweep.select, recipe)
+        check_select(self.sweep.select, recipe)
         if self.sweep.prune is not None and (recipe.train.validate_every is None or recipe.data.validation == 0):
             raise ValueError(
                 "sweep.prune compares trials by the validation during training. Set train.validate_every and "

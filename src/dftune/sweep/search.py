@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _WAIT_S = 1.0
 _RANDOM_FIRST = 5
 """Trials before the first that TPE has a say in."""
+_SQLITE_PATIENCE_S = 60.0
+"""How long a process waits for others that write to the same SQLite file; by default an error comes after 5 s."""
 
 
 class PrunedError(Exception):
@@ -59,20 +61,42 @@ class Search:
 
     def _open(self) -> optuna.Study:
         """The study, made first where it is not there yet."""
-        storages, sweep = self._optuna.storages, self.recipe.sweep
-        journal = str(self.recipe.output / "journal.log")
-        storage = sweep.storage or storages.JournalStorage(storages.journal.JournalFileBackend(journal))
+        sweep = self.recipe.sweep
         study: optuna.Study = self._optuna.create_study(
-            storage=storage,
+            storage=self._storage(),
             study_name=self.recipe.name,
             direction="maximize" if sweep.select.higher_is_better else "minimize",
             pruner=self._pruner(),
             load_if_exists=True,
         )
-        if sweep.sampler == "grid" and not study.get_trials(deepcopy=False):
+        known = study.get_trials(deepcopy=False)
+        if any(trial.state.is_finished() for trial in known) and not self.board.claims.folder.is_dir():
+            raise ValueError(
+                f"sweep.storage holds a sweep {self.recipe.name!r} whose runs are not in {self.recipe.output}. Give "
+                "this one another name, or delete that one (`optuna delete-study`)."
+            )
+        if sweep.sampler == "grid" and not known:
             for places in sweep.grid():
                 study.enqueue_trial(places)
         return study
+
+    def _storage(self) -> Any:
+        """The database of the recipe, or a journal in the folder.
+
+        Raises:
+            ValueError: the database cannot be used.
+        """
+        storages, url = self._optuna.storages, self.recipe.sweep.storage
+        if url is None:
+            journal = storages.journal.JournalFileBackend(str(self.recipe.output / "journal.log"))
+            return storages.JournalStorage(journal)
+        from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415  (Optuna needs it itself)
+
+        patience = {"connect_args": {"timeout": _SQLITE_PATIENCE_S}} if url.startswith("sqlite") else {}
+        try:
+            return storages.RDBStorage(url, engine_kwargs=patience)
+        except (ImportError, SQLAlchemyError) as error:
+            raise ValueError(f"sweep.storage cannot be used: {error}") from error
 
     def _pruner(self) -> Any:
         prune, pruners = self.recipe.sweep.prune, self._optuna.pruners
@@ -96,13 +120,15 @@ class Search:
         states = self._optuna.trial.TrialState
         while True:
             with self.lock():
-                running = self.study.get_trials(deepcopy=False, states=[states.RUNNING])
-                for frozen in running:
-                    name = trial_name(frozen.number)
+                running = self._running()
+                for number, frozen in running.items():
+                    name = trial_name(number)
                     if self.board.ended(name):
-                        self.study.tell(frozen.number, state=states.FAIL)
+                        self.study.tell(number, state=states.FAIL)
                     elif (claim := self.board.claims.take(name)) is not None:
-                        return self._optuna.Trial(self.study, frozen._trial_id), claim
+                        if number in self._running():
+                            return self._optuna.Trial(self.study, frozen._trial_id), claim
+                        self.board.claims.give_back(claim)  # its process has ended it since we looked
                 known = self.study.get_trials(deepcopy=False)
                 num_begun = sum(one.state != states.WAITING for one in known)
                 if num_begun < self.recipe.sweep.size:
@@ -115,6 +141,11 @@ class Search:
             if not running:
                 return None
             time.sleep(_WAIT_S)
+
+    def _running(self) -> dict[int, optuna.trial.FrozenTrial]:
+        """Trials by number that nobody has said the end of."""
+        states = [self._optuna.trial.TrialState.RUNNING]
+        return {frozen.number: frozen for frozen in self.study.get_trials(deepcopy=False, states=states)}
 
     def _sampler(self, number: int) -> Any:
         """A sampler whose draws follow from the seed and the number of the trial: a sweep taken up repeats none."""
