@@ -62,8 +62,9 @@ class StandIn(ThreadingHTTPServer):
             return 200, {"data": [{"id": self.folder, "object": "model", "owned_by": "vllm", "max_model_len": 256}]}
         if path == "/v1/completions":
             prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
-            choices = [self.choice(index, prompt, body) for index, prompt in enumerate(prompts)]
-            return 200, {"choices": choices, "usage": {"prompt_tokens": len(prompts[0])}}
+            found = [self.choice(index, prompt, body) for index, prompt in enumerate(prompts)]
+            usage = {"prompt_tokens": len(prompts[0]), "completion_tokens": sum(num_tokens for _, num_tokens in found)}
+            return 200, {"choices": [choice for choice, _ in found], "usage": usage}
         if not self.dev_mode:
             return 404, {"detail": "Not Found"}
         if path == "/server_info":
@@ -78,7 +79,7 @@ class StandIn(ThreadingHTTPServer):
         return 200, {}
 
     def choice(self, index, prompt, body):
-        """One completion."""
+        """One completion, and the number of its tokens."""
         prompt = self.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         ends = self.engine.end_token_ids | set(body.get("stop_token_ids", ()))
         sampling = Sampling(body["max_tokens"], stop=tuple(body.get("stop", ())), end_token_ids=ends)
@@ -88,7 +89,7 @@ class StandIn(ThreadingHTTPServer):
             values, tokens = (one.tolist() for one in next_logps(self.engine, [prompt])[0].topk(body["logprobs"]))
             likeliest = {f"token_id:{token}": value for token, value in zip(tokens, values, strict=True)}
             found["logprobs"] = {"top_logprobs": [likeliest]}
-        return found
+        return found, done.num_tokens
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,9 +1,14 @@
 import contextlib
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from tests.generate.scripted_server import ScriptedServer
@@ -11,11 +16,13 @@ from tests.train.runs import run
 from tests.watch.folders import RIGHT, FakeTraining, write_problems
 from tests.watch.stand_in import StandIn, save_random
 
+from dftune.commands.train import _evaluate
 from dftune.evaluate.config import EvaluateConfig
 from dftune.evaluate.models import find_files
 from dftune.files import read_json, read_jsonl
 from dftune.generate.base import Request, Sampling
 from dftune.generate.load import load_engine
+from dftune.generate.serve import find_vllm, serving
 from dftune.watch.check import check_watch, with_servers
 from dftune.watch.checkpoint_server import CheckpointServer
 from dftune.watch.watcher import Watcher
@@ -204,7 +211,7 @@ def test_only_steps_of_its_run_can_be_named(training, server, tmp_path):
     [
         ({"logprobs": 1}, "does not know logprobs"),
         ({"n": 2}, "n must be 1"),
-        ({"prompt": ""}, "not be empty"),
+        ({"prompt": ""}, "and not empty"),
         ({"prompt": [1, 10_000]}, "does not know"),
         ({"prompt": [1] * 64}, "no room for a completion"),
         ({"temperature": -1.0}, "temperature >= 0"),
@@ -273,13 +280,35 @@ def test_an_adapter_reaches_vllm_merged_into_its_base(make_recipe, tmp_path, pro
     assert Watcher(recipe.output, config, say=lambda line: None).watch(once=True) == [2, 4]
     assert [path.name for path in server.paths] == [".merged-step-2", "model"]
     assert not server.paths[0].exists()
-    rows = read_jsonl(recipe.output / "evals" / "step-2" / "problems.greedy.jsonl")
+    rows = read_jsonl(recipe.output / "evals" / "step-2" / "sums.greedy.jsonl")
     files = find_files(str(recipe.output / "checkpoints" / "step-2" / "adapter"))
     merged = load_engine(files.folder, adapter=files.adapter, device="cpu")
     prompts = [tuple(merged.tokenizer.encode(row["prompt"])) for row in rows]
     requests = [Request(row["id"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
     expected = merged.generate(requests, Sampling(8, end_token_ids=merged.end_token_ids))
     assert [row["completion"] for row in rows] == [done.text for done in expected]
+
+
+def vllm_here():
+    """The vllm command, or the python, of an environment that has it."""
+    return find_vllm(Path(os.environ["DFTUNE_VLLM"])) if "DFTUNE_VLLM" in os.environ else find_vllm()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(vllm_here() is None, reason="no vLLM: make serve-env, or DFTUNE_VLLM=/path/to/its/python")
+def test_vllm_itself_gives_what_the_model_loaded_by_the_watcher_gives(training, problems, tmp_path):
+    local = FakeTraining(tmp_path / "local", problems)
+    for one in (training, local):
+        one.checkpoint(10, "7")
+        one.checkpoint(20, "8")
+        one.end(30, "7")
+    variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    start = training.path / "checkpoints" / "step-10" / "model"
+    with serving(start, vllm=vllm_here(), variables=variables, more=["--dtype", "float32"], wait_s=600) as url:
+        assert make_watcher(training, problems, url).watch() == [10, 20, 30]
+    assert make_watcher(local, problems).watch() == [10, 20, 30]
+    assert training.evaluations() == local.evaluations() == [(step, RIGHT[one]) for step, one in ANSWERS.items()]
+    assert [completions(training, step) for step in ANSWERS] == [completions(local, step) for step in ANSWERS]
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -306,3 +335,42 @@ def test_a_recipe_names_servers_for_its_watcher(make_recipe):
     assert with_servers(recipe.evaluate, recipe.watch.server).server == (url,)
     with pytest.raises(ValueError, match="not a base URL"):
         make_recipe(overrides=(*asked, "watch.server=[127.0.0.1]"))
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_two_commands_find_each_other(training, problems):
+    training.checkpoint(10, "7")
+    training.end(20, "8")
+    serve_run = [sys.executable, "-m", "dftune", "serve", str(training.path), "--swap", "--transformers"]
+    process = subprocess.Popen(
+        [*serve_run, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    url = process.stdout.readline().strip()
+    watch_run = [sys.executable, "-m", "dftune", "watch", str(training.path), "--server", url]
+    done = subprocess.run(watch_run, capture_output=True, text=True, check=False, timeout=300)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert (done.returncode, process.returncode) == (0, 0), done.stderr
+    assert training.evaluations() == [(10, RIGHT["7"]), (20, RIGHT["8"])]
+    assert done.stderr.splitlines()[-1] == "2 evaluated, 0 models loaded, 2 swapped"
+    assert f"dftune watch {training.path} --server {url}" in said
+
+
+def test_vllm_that_runs_what_it_is_asked_to_stays_on_this_machine(training, tmp_path):
+    command = [sys.executable, "-m", "dftune", "serve", str(training.path), "--swap", "--vllm", sys.executable]
+    done = subprocess.run([*command, "--host", "0.0.0.0"], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, "Leave --host out" in done.stderr) == (2, True)
+
+
+def test_the_end_of_training_takes_over_what_a_watcher_s_server_found(training, problems, server, make_recipe, capsys):
+    training.end(30, "7")
+    assert make_watcher(training, problems, server.url).watch() == [30]
+    server.shutdown()
+    asked = (f"evaluate.benchmarks=[{problems}]", "evaluate.max_tokens=20", "watch.enabled=true")
+    recipe, _ = make_recipe(overrides=(*asked, f"watch.server=[{server.url}]"))
+    _evaluate(recipe, training.path)
+    assert training.evaluations() == [(30, RIGHT["7"])]
+    assert "75.0 %" in capsys.readouterr().out

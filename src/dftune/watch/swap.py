@@ -154,8 +154,8 @@ class ServedCheckpoints:
         engine.weights, engine.target = self, Target(files, step, files.fingerprint(), prompts)
         compared = [server for server in self.servers if isinstance(server, VllmServer)]
         if compared:
-            kept = {"batch_size": batch_size, "device": device, "dtype": compared[0].dtype or dtype, "say": say}
-            local = self._local(files, tokenizer, config, **kept)
+            dtype = compared[0].dtype or dtype
+            local = self._local(files, tokenizer, config, batch_size=batch_size, device=device, dtype=dtype, say=say)
             engine.target.logps, engine.target.before = next_logps(local, prompts), self._before
             engine.target.whole = None if files.adapter is None else local.model
             self._before = engine.target.logps

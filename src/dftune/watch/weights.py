@@ -212,8 +212,9 @@ def next_logps(engine: LocalEngine, prompts: Sequence[Sequence[int]]) -> Tensor:
     Returns:
         (prompts, vocab) float32 on the CPU.
     """
-    logits = engine.model(input_ids=torch.tensor([list(prompts[-1])], device=engine.device), use_cache=False).logits[0]
-    return logits[[len(prompt) - 1 for prompt in prompts]].float().log_softmax(-1).cpu()
+    ids = torch.tensor([list(prompts[-1])], device=engine.device)
+    logits: Tensor = engine.model(input_ids=ids, use_cache=False).logits[0, [len(prompt) - 1 for prompt in prompts]]
+    return logits.float().log_softmax(-1).cpu()
 
 
 def probe_prompts(tokenizer: Any, max_context: int | None) -> list[list[int]]:
