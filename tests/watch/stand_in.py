@@ -15,8 +15,8 @@ from dftune.watch.engine import put_weights
 from dftune.watch.weights import next_logps
 
 _SIZES = {
-    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
-    **{"intermediate_size": 48, "max_position_embeddings": 256, "initializer_range": 0.3},
+    **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    **{"intermediate_size": 64, "max_position_embeddings": 256, "initializer_range": 0.3},
 }
 
 
@@ -43,13 +43,14 @@ class StandIn(ThreadingHTTPServer):
         folder: of the model that it starts with.
         ignores: new weights are accepted with status 200, and not taken on.
         dev_mode: whether weights can be changed at all.
+        device: that it says it computes on.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, folder, *, ignores=False, dev_mode=True):
-        self.folder, self.ignores, self.dev_mode = str(folder), ignores, dev_mode
+    def __init__(self, folder, *, ignores=False, dev_mode=True, device="cuda"):
+        self.folder, self.ignores, self.dev_mode, self.device = str(folder), ignores, dev_mode, device
         self.engine = load_engine(folder, device="cpu")
         self.paths, self.resets, self.lock = [], 0, threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
@@ -68,7 +69,7 @@ class StandIn(ThreadingHTTPServer):
         if not self.dev_mode:
             return 404, {"detail": "Not Found"}
         if path == "/server_info":
-            return 200, {"vllm_config": "model='m', dtype=torch.float32, max_seq_len=256"}
+            return 200, {"vllm_config": f"dtype=torch.float32, device_config={self.device}"}
         if path == "/collective_rpc":
             self.paths.append(Path(body["kwargs"]["weights_path"]))
             assert body["method"] == "reload_weights"

@@ -152,13 +152,10 @@ class ServedCheckpoints:
             engine.endpoints = self._made.endpoints  # with what the probe has found
         prompts = probe_prompts(tokenizer, engine.max_context)
         engine.weights, engine.target = self, Target(files, step, files.fingerprint(), prompts)
-        compared = [server for server in self.servers if isinstance(server, VllmServer)]
-        if compared:
-            dtype = compared[0].dtype or dtype
+        if any(isinstance(server, VllmServer) for server in self.servers):
             local = self._local(files, tokenizer, config, batch_size=batch_size, device=device, dtype=dtype, say=say)
-            engine.target.logps, engine.target.before = next_logps(local, prompts), self._before
-            engine.target.whole = None if files.adapter is None else local.model
-            self._before = engine.target.logps
+            engine.target.model, engine.target.before = local.model, self._before
+            engine.target.logps = self._before = next_logps(local, prompts)
         self._made = engine
         return engine
 

@@ -26,7 +26,7 @@ from dftune.watch.checkpoint_server import OWNER
 _TEXT = " ".join(f"{number} times {number} is {number * number}." for number in range(2, 60))
 _LENGTHS = (2, 5, 17, 34, 70, 140, 200)  # beyond a block of the prefix cache, which must not be of other weights
 _NUM_LIKELIEST = 5
-_TOLERANCES = {"float32": 0.01}  # mean absolute difference of log-probabilities, in nats
+_TOLERANCES = {"float32": 0.001}  # mean absolute difference of log-probabilities, in nats
 _ROUNDED = 0.1  # of 16 bits
 _NOBODY_BEHIND = (502, 503, 504)
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -41,31 +41,30 @@ class Target:
         step: of its run.
         fingerprint: of its files.
         prompts: token ids of each prompt that servers are probed with.
-        logps: (prompts, vocab) float32, log-probabilities of the next token by the model loaded here; None where no
-            server has to be compared with it.
+        model: loaded here; None where no server has to be compared with it.
+        logps: (prompts, vocab) float32, log-probabilities of the next token by it.
         before: the same of the model before.
-        whole: the model itself, of a LoRA adapter and its base together; None where ``files`` have it.
     """
 
     files: ModelFiles
     step: int
     fingerprint: str
     prompts: list[list[int]]
+    model: Any = None
     logps: Tensor | None = None
     before: Tensor | None = None
-    whole: Any = None
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
         """A folder with all weights; an adapter's are written beside the run's evaluations, and deleted again."""
-        if self.whole is None:
+        if self.model is None or self.files.adapter is None:
             yield self.files.folder.resolve()
             return
         run, _ = locate(self.files.place)
         assert run is not None
         path = run.resolve() / "evals" / f".merged-step-{self.step}"
         try:
-            self.whole.save_pretrained(path)
+            self.model.save_pretrained(path)
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
@@ -135,16 +134,23 @@ class VllmServer(Server):
     def __init__(self, url: str, model: str, config: EvaluateConfig) -> None:
         super().__init__(url, model, config)
         try:
-            found = re.search(r"\bdtype=torch\.(\w+)", json.dumps(self.ask(f"{self.root}/server_info")))
+            said = json.dumps(self.ask(f"{self.root}/server_info"))
         except ValueError as error:
             raise ValueError(
                 f"{self.name} is a vLLM whose weights cannot be changed: start it with VLLM_SERVER_DEV_MODE=1, as "
                 "`dftune serve RUN --swap` does."
             ) from error
-        self.dtype = found[1] if found else None
+        found = re.search(r"\bdtype=torch\.(\w+)", said)
+        self.tolerance = _TOLERANCES.get(found[1] if found else "", _ROUNDED)
+        self.on_cpu = "device_config=cpu" in said
 
     def put(self, target: Target, folder: Path) -> None:
-        """As for `Server`."""
+        """As for `Server`; not where it was seen (0.32.0) to keep a packed copy of the head it was started with."""
+        if self.on_cpu and target.model.config.get_text_config().tie_word_embeddings:
+            raise ValueError(
+                f"{self.name} is vLLM on a CPU, which keeps its output head when the weights of a model with tied "
+                "embeddings are changed. Use `dftune serve RUN --swap --transformers`, or leave the server out."
+            )
         asked = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         self.ask(f"{self.root}/collective_rpc", asked)
         self.ask(f"{self.root}/reset_prefix_cache", {})
@@ -154,10 +160,9 @@ class VllmServer(Server):
         assert target.logps is not None
         seen = self._likeliest(target.prompts)
         off = _distance(seen, target.logps)
-        most = _TOLERANCES.get(self.dtype or "", _ROUNDED)
         said = f"its log-probabilities are {off:.2g} nats from those of the checkpoint"
-        if not off <= most:
-            return f"{said}, where rounding explains at most {most:g}"
+        if not off <= self.tolerance:
+            return f"{said}, where rounding explains at most {self.tolerance:g}"
         if target.before is not None and 2 * _distance(seen, target.before) < off:
             return f"{said}, and nearer to those of the checkpoint before"
         return None
