@@ -248,7 +248,7 @@ def test_vllm_is_given_the_folder_of_each_checkpoint_and_an_empty_cache(training
     watcher = make_watcher(training, problems, server.url)
     assert watcher.watch(once=True) == make_watcher(local, problems).watch(once=True) == [10, 20]
     assert server.paths == [(training.path / "checkpoints" / f"step-{step}" / "model").resolve() for step in (10, 20)]
-    assert server.resets == 2
+    assert server.others == 2 * ["/pause?mode=abort", "/reset_prefix_cache", "/resume"]
     assert completions(training, 10) == completions(local, 10) != completions(local, 20) == completions(training, 20)
 
 
@@ -316,7 +316,15 @@ def test_vllm_itself_gives_what_the_model_loaded_by_the_watcher_gives(training, 
     with serving(save_random(tmp_path / "base", 0), vllm=vllm_here(), variables=variables, more=more) as url:
         assert make_watcher(training, problems, url).watch(once=True) == [10, 20]
     assert make_watcher(local, problems).watch(once=True) == [10, 20]
-    assert completions(training, 10) == completions(local, 10) != completions(local, 20) == completions(training, 20)
+    for step in (10, 20):
+        pairs = zip(completions(training, step), completions(local, step), strict=True)
+        assert all(_same(*pair) for pair in pairs)
+    assert not _same(completions(training, 10)[0], completions(training, 20)[0])
+
+
+def _same(one, other):
+    """Whether completions are equal, but for the half of a character that vLLM leaves out at the end."""
+    return [one[0], one[1].rstrip("\ufffd"), *one[2:]] == [other[0], other[1].rstrip("\ufffd"), *other[2:]]
 
 
 # --- what is refused ------------------------------------------------------------------------------

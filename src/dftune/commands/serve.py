@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--transformers", action="store_true", help="use transformers serve even where there is a vLLM")
     add("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
     add("--port", type=int, default=0, help="port to listen at (default: one that is free)")
-    add("--device", default="auto", help="for transformers serve: auto, cpu, cuda")
+    add("--device", default="auto", help="for all but vLLM: auto, cpu, cuda, cuda:1")
     add("--no-continuous-batching", action="store_true", help="transformers serve: one request after the other")
     add("--num-blocks", type=int, default=1024, metavar="N", help="transformers serve: blocks of 32 cached tokens")
     add("--wait", type=float, default=600.0, metavar="S", help="longest time until it is healthy (default 600 s)")

@@ -152,8 +152,12 @@ class VllmServer(Server):
                 "embeddings are changed. Use `dftune serve RUN --swap --transformers`, or leave the server out."
             )
         asked = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        self.ask(f"{self.root}/collective_rpc", asked)
-        self.ask(f"{self.root}/reset_prefix_cache", {})
+        self.ask(f"{self.root}/pause?mode=abort", {})  # while a request runs, the cache is not emptied, with status 200
+        try:
+            self.ask(f"{self.root}/collective_rpc", asked)
+            self.ask(f"{self.root}/reset_prefix_cache", {})
+        finally:
+            self.ask(f"{self.root}/resume", {})
 
     def doubt(self, target: Target) -> str | None:
         """As for `Server`."""
