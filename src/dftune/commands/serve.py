@@ -105,6 +105,8 @@ def _serve_checkpoints(args: argparse.Namespace) -> int:
     from dftune.generate.serve import free_port  # noqa: PLC0415
     from dftune.watch.checkpoint_server import CheckpointServer  # noqa: PLC0415  (seconds to import)
 
+    if args.server_options or args.log is not None:
+        raise ValueError("--server-options and --log are for servers of others; dftune's own has no use for them.")
     port = free_port(args.host, args.port)
     with CheckpointServer(Path(args.model), host=args.host, port=port, device=args.device) as server:
         _say_ready(args, server.url)
