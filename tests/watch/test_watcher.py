@@ -209,12 +209,6 @@ def test_another_run_in_the_same_folder_is_watched_from_its_beginning(training, 
     assert other.evaluations() == [(10, 0.25)]
 
 
-def test_a_server_is_refused(training, problems):
-    config = EvaluateConfig(benchmarks=(str(problems),), server=("http://127.0.0.1:1/v1",))
-    with pytest.raises(ValueError, match="keeps the weights it was started with"):
-        Watcher(training.path, config)
-
-
 def test_without_a_benchmark_there_is_nothing_to_do(training):
     with pytest.raises(ValueError, match="nothing to evaluate"):
         Watcher(training.path, EvaluateConfig())

@@ -117,9 +117,14 @@ def _evaluate(recipe: Recipe, run: Path) -> None:
     from dftune.evaluate.record import record  # noqa: PLC0415
     from dftune.evaluate.runner import evaluate_run  # noqa: PLC0415
     from dftune.evaluate.summary import table  # noqa: PLC0415
+    from dftune.watch.check import with_servers  # noqa: PLC0415
+    from dftune.watch.swap import ServedCheckpoints  # noqa: PLC0415
     from dftune.watch.watcher import watch_device  # noqa: PLC0415
 
-    device = watch_device(recipe.watch, run) if recipe.watch.enabled else "auto"
-    summaries = evaluate_run(run, recipe.evaluate, device=device)
+    config, device, load = recipe.evaluate, "auto", None
+    if recipe.watch.enabled:
+        config, device = with_servers(config, recipe.watch.server), watch_device(recipe.watch, run)
+        load = ServedCheckpoints(config) if config.server else None
+    summaries = evaluate_run(run, config, device=device, load=load)
     record(run, summaries, "train")
     print(table(summaries))

@@ -15,6 +15,8 @@ examples:
       on a GPU that training does not use, the newest checkpoint first
   dftune watch runs/my-run --once
       what is there now, and no more
+  dftune watch runs/my-run --server http://127.0.0.1:8000/v1
+      by a server whose weights it changes: `dftune serve runs/my-run --swap`, which is vLLM where that is installed
   taskset -c 15 dftune watch runs/my-run --threads 1
       on a core of its own
 
@@ -35,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, metavar="N", help="most tokens of a completion")
     add("--batch-size", type=int, metavar="N", help="completions generated together")
     add("--data-dir", type=Path, metavar="FOLDER", help="local copies of named benchmarks (default $DFTUNE_DATA)")
+    add(
+        "--server",
+        nargs="+",
+        metavar="URL",
+        help="servers to be given each checkpoint's weights (dftune serve --swap)",
+    )
     add("--device", help="cpu, cuda:1, ...; default: a CUDA device that training does not use, else the CPU")
     add("--threads", type=int, metavar="N", help="CPU threads (default: the cores that training leaves)")
     add("--nice", type=int, metavar="N", help="how far to give way to other processes, 0 to 19 (default 19)")
@@ -50,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from dftune.config import read_yaml, validate  # noqa: PLC0415
     from dftune.environment import set_threads  # noqa: PLC0415
     from dftune.run import RunFolder  # noqa: PLC0415
+    from dftune.watch.check import with_servers  # noqa: PLC0415
     from dftune.watch.config import WatchConfig  # noqa: PLC0415
 
     finished = follow_parent(sys.stdin.buffer) if args.parent else None
@@ -70,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = read_yaml(folder / "recipe.yaml", [])
     section: dict[str, Any] = {**(recipe.get("watch") or {}), **settings.model_dump(exclude_unset=True)}
     settings = validate(section, WatchConfig, "watch")
-    config = configure(args, recipe.get("evaluate") or {})
+    config = with_servers(configure(args, recipe.get("evaluate") or {}), settings.server)
     if settings.benchmarks is not None:
         config = config.model_copy(update={"benchmarks": settings.benchmarks})
     set_threads(watch_threads(settings, folder))

@@ -177,7 +177,13 @@ class ServerEngine:
 
 
 def load_server_engine(
-    config: ServerConfig, model: str, tokenizer: Any, *, folder: Path | None = None, **options: Any
+    config: ServerConfig,
+    model: str,
+    tokenizer: Any,
+    *,
+    folder: Path | None = None,
+    kind: type[ServerEngine] = ServerEngine,
+    **options: Any,
 ) -> ServerEngine:
     """Servers that serve ``model``.
 
@@ -186,6 +192,7 @@ def load_server_engine(
         model: path or hub id, as the user gave it.
         tokenizer: the model's.
         folder: the model's files, where they are here: its end tokens and its context are read off them.
+        kind: of engine.
         options: as for `ServerEngine`.
 
     Raises:
@@ -199,7 +206,7 @@ def load_server_engine(
         ends = _listed(_read(folder / "generation_config.json").get("eos_token_id"))
         settings = _read(folder / "config.json")
         context = settings.get("text_config", settings).get("max_position_embeddings")
-    return ServerEngine(
+    return kind(
         config, list(dict.fromkeys(names)), tokenizer, **{"end_token_ids": ends, "max_context": context, **options}
     )
 

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from dftune.config import Config
+
+
+def base_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    """The base URLs of servers, each once, without a slash at the end.
+
+    Raises:
+        ValueError: one is no URL.
+    """
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is not a base URL; expected http://HOST:PORT/v1")
+    return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
+
+
+BaseUrls = Annotated[tuple[str, ...], AfterValidator(base_urls)]
 
 
 class ServerConfig(Config):
     """OpenAI-compatible servers, and how much is asked of them."""
 
-    server: tuple[str, ...] = ()
+    server: BaseUrls = ()
     """Base URLs (http://127.0.0.1:8000/v1) that share the load; none: the model is loaded in this process."""
     served_model: str | None = None
     """Name of the model at the server; null: the model's own path or name, as vLLM and transformers serve it."""
@@ -30,11 +45,3 @@ class ServerConfig(Config):
     """How often a request is tried again; after that it is a failure, and the next start asks again."""
     outage_s: Annotated[float, Field(gt=0)] = 300.0
     """How long to wait when no server can be reached any more, as while one is started again."""
-
-    @field_validator("server")
-    @classmethod
-    def _urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"{url!r} is not a base URL; expected http://HOST:PORT/v1")
-        return tuple(dict.fromkeys(url.rstrip("/") for url in urls))

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,8 +112,17 @@ class Server:
         log: file that holds what it prints.
     """
 
-    def __init__(self, command: Sequence[str], host: str, port: int, log: Path, *, without: Sequence[str] = ()) -> None:
-        """Start it; ``without`` names variables that it does not inherit.
+    def __init__(
+        self,
+        command: Sequence[str],
+        host: str,
+        port: int,
+        log: Path,
+        *,
+        without: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it; ``without`` names environment variables that it does not inherit, ``variables`` are its own.
 
         Raises:
             ValueError: the command cannot be run.
@@ -123,6 +132,7 @@ class Server:
         self.url, self.log = f"{self._root}/v1", log
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         environment = {name: value for name, value in environment.items() if name not in without}
+        environment |= variables or {}
         with log.open("ab") as output:
             try:
                 self.process = subprocess.Popen(
@@ -190,6 +200,7 @@ def serving(
     sizes: BatchSizes | None = BatchSizes(),
     device: str = "auto",
     more: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
     wait_s: float = 600.0,
     log: Path | None = None,
     on_start: Callable[[Server], None] | None = None,
@@ -204,6 +215,7 @@ def serving(
         sizes: as for `server_command`.
         device: likewise.
         more: further options of the server.
+        variables: further environment variables of the server.
         wait_s: longest time until it is healthy.
         log: file for what it prints; default, a temporary one that is deleted at the end.
         on_start: told the process as soon as there is one.
@@ -218,7 +230,7 @@ def serving(
     command = server_command(str(model), host, port, vllm=vllm, sizes=sizes, device=device, more=more)
     with tempfile.TemporaryDirectory(prefix="dftune-serve-") as folder:
         without = () if vllm is None else _OF_THIS_ENVIRONMENT
-        server = Server(command, host, port, log or Path(folder) / "server.log", without=without)
+        server = Server(command, host, port, log or Path(folder) / "server.log", without=without, variables=variables)
         try:
             if on_start is not None:
                 on_start(server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dftune.evaluate.config import EvaluateConfig
@@ -19,7 +20,7 @@ def check_watch(recipe: Recipe) -> None:
     """
     watch, train = recipe.watch, recipe.train
     if watch.enabled:
-        refuse_server(recipe.evaluate)
+        with_servers(recipe.evaluate, watch.server)
         if train.checkpoint_every is None:
             raise ValueError("watch.enabled wants checkpoints to evaluate: set train.checkpoint_every.")
         if not (recipe.evaluate.benchmarks if watch.benchmarks is None else watch.benchmarks):
@@ -40,15 +41,22 @@ def _check_goal(recipe: Recipe, key: str, goal: GoalConfig) -> None:
         raise ValueError(f"{key}.metric {goal.metric} wants train.validate_every and data.validation.")
 
 
-def refuse_server(config: EvaluateConfig) -> None:
-    """Refuse engines whose weights a watcher cannot change.
+def with_servers(config: EvaluateConfig, servers: Sequence[str]) -> EvaluateConfig:
+    """What a watcher evaluates with: the servers that it may give other weights, or none.
+
+    Args:
+        config: the recipe's.
+        servers: of ``watch.server``.
 
     Raises:
-        ValueError: the configuration names a server.
+        ValueError: only ``config`` names a server.
     """
+    if servers:
+        return config.model_copy(update={"server": tuple(servers)})
     if config.server:
         raise ValueError(
-            f"evaluate.server is {', '.join(config.server)}: such a server keeps the weights it was started with, and "
-            "a watcher needs those of one checkpoint after another. Leave it out and the watcher loads the model "
-            "itself (watch.device), or evaluate single checkpoints with `dftune serve` and `dftune evaluate --server`."
+            f"evaluate.server is {', '.join(config.server)}: it keeps the weights it was started with, and a watcher "
+            "needs those of one checkpoint after another. Leave it out and the watcher loads the model itself "
+            "(watch.device), or name a server whose weights may be changed as watch.server (docs/watch.md)."
         )
+    return config

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from dftune.config import Config
+from dftune.generate.config import BaseUrls
 
 Policy = Literal["all", "newest", "best"]
 
@@ -65,8 +66,10 @@ class WatchConfig(Config):
     was the lowest so far."""
     benchmarks: tuple[str, ...] | None = None
     """What to evaluate; null: evaluate.benchmarks."""
+    server: BaseUrls = ()
+    """Base URLs of servers that are given the weights of each checkpoint (docs/watch.md); none: it has them itself."""
     device: str = "auto"
-    """cpu, cuda:1, ...; auto: a CUDA device that training does not use, else the CPU."""
+    """cpu, cuda:1, ...; auto: a CUDA device that training does not use, else the CPU; the CPU with servers."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads; null: the cores that training leaves, at least one."""
     nice: Annotated[int, Field(ge=0, le=19)] = 19

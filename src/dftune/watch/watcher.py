@@ -17,12 +17,13 @@ from dftune.evaluate.runner import evaluate
 from dftune.evaluate.summary import EvalSummary
 from dftune.events import EVENTS, Row, Tail, ended, latest
 from dftune.files import BusyError, read_json
+from dftune.generate.base import IncompleteError
 from dftune.generate.load import choose_device
 from dftune.run import RunFolder
-from dftune.watch.check import refuse_server
 from dftune.watch.config import Policy, WatchConfig
 from dftune.watch.engine import PersistentEngine
 from dftune.watch.ledger import claimed, wanted, written
+from dftune.watch.swap import ServedCheckpoints
 
 Say = Callable[[str], None]
 
@@ -42,7 +43,7 @@ class Watcher:
 
     Args:
         run: the run folder; training has begun.
-        config: benchmarks and how they are sampled.
+        config: benchmarks and how they are sampled; its servers are given the weights of each checkpoint.
         policy: which checkpoints, in which order.
         device: computed on.
         poll_s: seconds between two looks.
@@ -50,7 +51,7 @@ class Watcher:
         is_over: whether no further checkpoint will come; default: the run's last event is its end.
 
     Raises:
-        ValueError: the benchmarks or their settings are wrong, or a server is to be asked.
+        ValueError: the benchmarks or their settings are wrong, or a server's weights cannot be changed.
     """
 
     def __init__(
@@ -64,14 +65,16 @@ class Watcher:
         say: Say = print,
         is_over: Callable[[], bool] | None = None,
     ) -> None:
-        refuse_server(config)
         if not config.benchmarks:
             raise ValueError(
                 f"There is nothing to evaluate {run} on. Give --benchmarks, or evaluate.benchmarks in the recipe."
             )
         self.run, self.config, self.policy, self.poll_s, self.say = run, config, policy, poll_s, say
         self.device = choose_device(device)
-        self.engine = PersistentEngine()
+        self.engine: PersistentEngine | ServedCheckpoints = PersistentEngine()
+        if config.server:
+            self.engine = ServedCheckpoints(config)
+            self.say(f"served by {', '.join(server.name for server in self.engine.servers)}")
         self._is_over = is_over or (lambda: ended(self._rows) is not None)
         protocols = [protocol.name for sampling in plan_samplings(config) for protocol in sampling.protocols]
         benchmarks = [load_benchmark(spec, config.data_dir) for spec in config.benchmarks]
@@ -166,7 +169,7 @@ class Watcher:
         except BusyError as error:  # `dftune evaluate`, say; what it has made counts when it has ended
             self._say_once(f"step {step} has to wait: {error}")
             return False
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IncompleteError) as error:
             if model.is_dir():
                 self.failed[step] = str(error)
                 self.say(f"step {step} could not be evaluated and is left: {error}")
@@ -199,11 +202,16 @@ class Watcher:
 
 
 def watch_device(config: WatchConfig, run: Path) -> str:
-    """Where a watcher of a run computes: ``auto`` is the last CUDA device, if training uses fewer; else the CPU."""
+    """Where a watcher of a run computes: ``auto`` is the last CUDA device, if training uses fewer; else the CPU.
+
+    With servers, what is computed here is a few log-probabilities, and the free device is likely theirs: the CPU.
+    """
     import torch  # noqa: PLC0415
 
     if config.device != "auto":
         return config.device
+    if config.server:
+        return "cpu"
     manifest = read_json(run / "manifest.json")
     used = 0
     if str(manifest["hardware"]["device"]).startswith("cuda"):
