@@ -17,7 +17,7 @@ from dftune.train.config import DistributedConfig
 from dftune.train.memory import is_large
 from dftune.train.model import ScoredModel
 from dftune.train.setup import device_of
-from dftune.train.shards import make_mesh, shard, start_from_main
+from dftune.train.shards import check_held, make_mesh, shard, start_from_main
 from dftune.train.world import ALONE, PATIENCE, World, give_way
 
 Strategy = Literal["none", "ddp", "fsdp"]
@@ -156,6 +156,9 @@ def spread(
         config: says how to shard.
         world: the ranks.
         device: of this rank.
+
+    Raises:
+        ValueError: the weights do not lie as the strategy says.
     """
     mesh = make_mesh(world, config, device) if strategy == "fsdp" else None
     for index, model in enumerate(models):
@@ -166,3 +169,4 @@ def spread(
             model.to(device)
         if world.size > 1:
             start_from_main(model, held, device)
+        check_held(model, strategy, world)

@@ -120,7 +120,7 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    implementation = attention.register()
+    implementation = attention.register(config.attention)
     if config.scratch is not None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -239,27 +239,42 @@ def check_scoring(scored: ScoredModel, *, vocab_size: int) -> None:
     """
     route = scored.scorer.route if scored.scorer.route in ("triton", "liger") else "auto"
     model, device = scored.model, next(scored.parameters()).device
-    was_training = model.training
+    was_training, implementation = model.training, model.config._attn_implementation
     model.eval()
     try:
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(vocab_size, (24,), generator=generator).to(device)
-        documents = (tokens[:9], tokens[9:])
-        found = scored(_probe(documents), lambda scorer: scorer.stats(route=route).logps)
+        found = probe_logps(scored, vocab_size, device, route)
         model.set_attn_implementation("eager")  # the model's own, which honours every feature it has
         with torch.autocast(device.type, scored.precision, enabled=scored.precision != torch.float32):
+            documents = _documents(vocab_size, device)
             expected = torch.cat([_own_logps(model, document[None]) for document in documents])
     finally:
-        model.set_attn_implementation(attention.register())
+        model.set_attn_implementation(implementation)
         model.train(was_training)
     error = (expected - found).abs().max().item()
-    allowed = 1e-3 if scored.precision == torch.float32 else 0.25
+    allowed = allowed_error(scored.precision)
     if not error <= allowed:
         raise ValueError(
             f"{type(model).__name__}: log-probabilities of packed documents differ from the model's own by {error:.2g} "
             f"(allowed {allowed:g}). Its logits or its attention are computed in a way dftune does not know, "
             "so training it would optimise something else. Please report the architecture."
         )
+
+
+def allowed_error(precision: torch.dtype) -> float:
+    """How far log-probabilities of the same model may differ that were computed in another order."""
+    return 1e-3 if precision == torch.float32 else 0.25
+
+
+def probe_logps(scored: ScoredModel, vocab_size: int, device: torch.device, route: str = "auto") -> Tensor:
+    """Log-probabilities, (tokens,), of two documents of random tokens in a packed row."""
+    batch = _probe(_documents(vocab_size, device))
+    logps: Tensor = scored(batch, lambda scorer: scorer.stats(route=route).logps)
+    return logps
+
+
+def _documents(vocab_size: int, device: torch.device) -> tuple[Tensor, ...]:
+    tokens = torch.randint(vocab_size, (24,), generator=torch.Generator().manual_seed(0)).to(device)
+    return tokens[:9], tokens[9:]
 
 
 def _own_logps(model: Any, input_ids: Tensor) -> Tensor:
