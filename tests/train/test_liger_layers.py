@@ -2,18 +2,15 @@
 
 import importlib
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from tests.ops.triton_device import DEVICES, require
 from tests.tiny import VOCAB, make_examples, make_model
+from tests.train.interpreted import help_the_interpreter
 from tests.train.ranks import CPU, Case, build, spawn
 from tests.train.runs import run
-
-tl = pytest.importorskip("triton.language")
-triton = pytest.importorskip("triton")
 
 from dftune.data.batches import micro_batches
 from dftune.objectives import get_objective
@@ -29,27 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not has_liger(), reason="the package liger-kernel is not installed"),
     pytest.mark.parametrize("device", DEVICES),
 ]
-
-
-@triton.jit
-def rsqrt(x):
-    return tl.rsqrt(x)
-
-
-def help_the_interpreter() -> None:
-    """Compiled kernels get scalars that have ``.to``, which Liger calls, and CUDA's rsqrt. The interpreter has neither."""
-    interpreter = importlib.import_module("triton.runtime.interpreter")
-    language, convert = importlib.import_module("triton.language"), interpreter._implicit_cvt
-    importlib.import_module("liger_kernel.ops.rms_norm").rsqrt = rsqrt
-    if not interpreter.__dict__.setdefault("passes_floats", False):
-
-        def converted(argument):
-            if not isinstance(argument, float):
-                return convert(argument)
-            handle = interpreter.TensorHandle(np.array([argument], dtype=np.float32), language.float32)
-            return language.tensor(handle, language.float32)
-
-        interpreter._implicit_cvt, interpreter.passes_floats = converted, True
 
 
 @pytest.fixture(autouse=True)
