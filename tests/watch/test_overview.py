@@ -100,6 +100,9 @@ def test_runs_are_found_in_a_folder_and_what_is_none_is_refused(tmp_path):
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "study.yaml").touch()
     assert find([tmp_path / "study"]) == []  # begun, and no run yet
+    (tmp_path / "studies" / "study").mkdir(parents=True)
+    (tmp_path / "studies" / "study" / "study.yaml").touch()
+    assert find([tmp_path / "studies"]) == []
     cell = FakeTraining(tmp_path / "study" / "cells" / "sft-s0", problems).path
     trial = FakeTraining(tmp_path / "sweep" / "trials" / "trial-0", problems).path
     assert find([tmp_path / "study"]) == [cell]

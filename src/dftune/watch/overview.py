@@ -166,6 +166,9 @@ _INSIDE = ("*", "cells/*", "trials/*", "*/cells/*", "*/trials/*")
 """Where runs lie in a folder of runs, in a study and in a sweep, and in a folder of those."""
 
 
+_BEGUN = ("study.yaml", "sweep.yaml", "*/study.yaml", "*/sweep.yaml")
+
+
 def find(paths: Sequence[Path]) -> list[Path]:
     """The training runs that paths name: each itself, or those inside it and inside its studies and sweeps.
 
@@ -178,7 +181,7 @@ def find(paths: Sequence[Path]) -> list[Path]:
             raise ValueError(f"{path} is no folder. Give run folders, or a folder that holds some.")
         own = (path / "recipe.yaml").is_file()
         inside = [path] if own else [run.parent for at in _INSIDE for run in sorted(path.glob(f"{at}/recipe.yaml"))]
-        if not inside and not any((path / name).is_file() for name in ("study.yaml", "sweep.yaml")):
+        if not inside and not any(any(path.glob(name)) for name in _BEGUN):
             raise ValueError(
                 f"{path} holds no training run: no recipe.yaml in it or one level down, and no study or sweep."
             )
