@@ -112,13 +112,14 @@ def write_recipe(folder: Path, steps: int) -> Path:
     return path
 
 
-def tokens_per_s(recipe: Path, ranks: int, strategy: str) -> float:
+def tokens_per_s(recipe: Path, ranks: int, strategy: str, parts: int) -> float:
     """The median over the steps of a run, the first two left out."""
     from dftune.files import read_jsonl
 
     command = [sys.executable, "-m", "dftune", "train", str(recipe), "--overwrite", "--no-evaluate"]
     if ranks > 1:
-        command += [f"distributed.strategy={strategy}", "--nproc", str(ranks)]
+        settings = [f"distributed.strategy={strategy}", f"distributed.sequence_parallel={parts}"]
+        command += [*settings, "--nproc", str(ranks)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -129,19 +130,19 @@ def tokens_per_s(recipe: Path, ranks: int, strategy: str) -> float:
 
 
 def processes(rounds: int, steps: int) -> None:
-    """Print the throughput of 1 process, and of 2 under either strategy."""
-    ways = [(1, "none"), (2, "ddp"), (2, "fsdp")]
-    found: dict[tuple[int, str], list[float]] = {way: [] for way in ways}
+    """Print the throughput of 1 process, and of 2 under either strategy, and with the positions divided among them."""
+    ways = [(1, "none", 1), (2, "ddp", 1), (2, "fsdp", 1), (2, "ddp", 2), (2, "fsdp", 2)]
+    found: dict[tuple[int, str, int], list[float]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
         recipe = write_recipe(Path(folder), steps)
         for _ in range(rounds):
             for way in ways:
                 found[way].append(tokens_per_s(recipe, *way))
-    print("\n| processes | strategy | tokens/s | of one process |\n|---:|---|---:|---:|")
+    print("\n| processes | strategy | to a sequence | tokens/s | of one process |\n|---:|---|---:|---:|---:|")
     alone = statistics.median(found[ways[0]])
-    for (ranks, strategy), speeds in found.items():
+    for (ranks, strategy, parts), speeds in found.items():
         speed = statistics.median(speeds)
-        print(f"| {ranks} | {strategy} | {speed:,.0f} | {speed / alone:.2f} |", flush=True)
+        print(f"| {ranks} | {strategy} | {parts} | {speed:,.0f} | {speed / alone:.2f} |", flush=True)
 
 
 def run_steps(case: dict[str, Any], device: str, steps: int) -> dict[str, float]:

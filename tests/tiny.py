@@ -1,5 +1,7 @@
 """Tiny real models and examples that several tests share."""
 
+import copy
+
 import numpy as np
 import torch
 from transformers import (
@@ -45,7 +47,7 @@ def make_model(architecture: str = "qwen2", implementation: str | None = None, s
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(
-            ARCHITECTURES[architecture], attn_implementation=implementation or attention.register()
+            copy.deepcopy(ARCHITECTURES[architecture]), attn_implementation=implementation or attention.register()
         )
 
 

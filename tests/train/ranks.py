@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tests.tiny import make_examples, make_model
+from tests.tiny import VOCAB, make_examples, make_model
 from tests.train.full_logits import Table, score
 
 from dftune.data.batches import Example, micro_batches
 from dftune.objectives import get_objective
 from dftune.objectives.state import LogEstimates
 from dftune.train.config import DistributedConfig, LoraConfig, OptimizerConfig
-from dftune.train.distributed import spread
+from dftune.train.distributed import divided, share_sequences, spread
 from dftune.train.lora import Adapter
 from dftune.train.metrics import token_metrics, validate
 from dftune.train.model import ScoredModel, frozen_copy
@@ -92,10 +92,12 @@ def supply_of(case: Case, examples: list[Example], scored: ScoredModel) -> Suppl
 def steps(case: Case, world: World = ALONE) -> dict[str, torch.Tensor]:
     """Losses, gradient norms, metrics and the weights after some steps, and what a validation finds."""
     objective, examples = get_objective(case.objective, **case.options), examples_of(case)
+    world, parts = divided(world, case.distributed.sequence_parallel), case.distributed.sequence_parallel
     scored = build(case)
     supply = supply_of(case, examples, scored)
     own = [supply.reference] if supply.reference is not None and scored.adapter is None else []
     spread([scored, *own], case.strategy, case.distributed, world, CPU)
+    share_sequences([scored, *own], world, vocab_size=VOCAB, device=CPU)
     # without that eps Adam makes large steps of the rounding noise in gradients that are 0
     optimizer = make_optimizer(scored, OptimizerConfig(lr=1e-2, eps=1e-4))
     how = Pass(
@@ -105,15 +107,15 @@ def steps(case: Case, world: World = ALONE) -> dict[str, torch.Tensor]:
         world=world,
         sync_each=case.distributed.sync_each_micro_batch,
     )
-    batches = micro_batches(examples, **case.split, rank=world.rank, num_ranks=world.size)
+    batches = micro_batches(examples, **case.split, rank=world.data.rank, num_ranks=world.data.size, parts=parts)
     found = {}
     scored.train()
     for step in range(case.num_steps):
         result = train_step(scored, optimizer, objective, batches, lr=1e-2, max_grad_norm=0.5, how=how)
-        metrics = token_metrics(result.over(world), end_token_id=7)
+        metrics = token_metrics(result.over(world.data), end_token_id=7)
         metrics |= {"loss": result.loss.item(), "grad_norm": result.grad_norm.item()}
         found |= {f"step {step} {name}": torch.tensor(value or 0.0) for name, value in metrics.items()}
-    row = validate(scored, objective, batches, 7, supply, world=world)
+    row = validate(scored, objective, batches, 7, supply, world=world.data)
     row["p_histogram"] = sum(i * n for i, n in enumerate(row["p_histogram"])) / row["num_tokens"] / 50
     found |= {f"validation {name}": torch.tensor(float(value or 0.0)) for name, value in row.items()}
     found |= {name: whole(value.detach()) for name, value in scored.named_parameters() if value.requires_grad}

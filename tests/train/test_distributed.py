@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tests.tiny import make_examples
+from tests.tiny import VOCAB, make_examples
 from tests.train.ranks import CPU, Case, build, examples_of, spawn, steps
 
 from dftune.data.batches import micro_batches
@@ -17,7 +17,7 @@ from dftune.objectives import OBJECTIVES, LossSum, get_objective
 from dftune.objectives.entry import Entry, Objective
 from dftune.ops.token_logps import token_logps
 from dftune.train.config import DistributedConfig
-from dftune.train.distributed import check_world, spread
+from dftune.train.distributed import check_world, divided, share_sequences, spread
 from dftune.train.optim import OptimizerConfig, make_optimizer
 from dftune.train.setup import check_joined
 from dftune.train.shards import check_held, whole
@@ -73,8 +73,44 @@ OTHER_CASES = {
     "fsdp, blocks kept": Case("talr", "fsdp", distributed=sharded(reshard_after_forward=False)),
     "fsdp, offloaded": Case("sft", "fsdp", distributed=sharded(cpu_offload=True)),
 }
-CASES = OBJECTIVE_CASES | OTHER_CASES
+HALVES = DistributedConfig(sequence_parallel=2)
+IN_PARTS = {
+    **{
+        name.replace("ddp", "in parts"): dataclasses.replace(case, distributed=HALVES)
+        for name, case in OBJECTIVE_CASES.items()
+        if case.strategy == "ddp"
+    },
+    **{
+        f"{what}, in parts": dataclasses.replace(case, strategy="ddp", distributed=HALVES)
+        for what, case in {
+            "padded rows": Case("talr", split=PADDED),
+            "padded groups": Case("dpo", split={"max_tokens": 130, "packing": False}),
+            "a window": Case("eaft", architecture="mistral-window"),
+            "soft-caps": Case("sft", architecture="gemma2-softcap"),
+            "learned positions": Case("sft", architecture="gpt2"),
+            "an example a pass, untied": Case("dynamic_ft", architecture="llama-untied", split=ONE_EACH),
+            "an adapter and its base": Case("asft", rank=4),
+            "an adapter, activations recomputed": Case("talr", rank=4, checkpointing="full"),
+            "activations recomputed in part": Case("iw_sft", checkpointing="selective"),
+            "the head recomputed": Case("power", route="recompute"),
+        }.items()
+    },
+    **{
+        f"{objective}, in parts of shards": Case(objective, "fsdp", distributed=sharded(sequence_parallel=2))
+        for objective in ("dynamic_ft", "asft", "talr", "discriminative_ft")
+    },
+}
+CASES = OBJECTIVE_CASES | OTHER_CASES | IN_PARTS
 FOUR = OBJECTIVE_CASES | {
+    **{f"two of {name}": case for name, case in IN_PARTS.items()},
+    "quarters, fewer key-value heads than parts": Case(
+        "psft", "ddp", distributed=DistributedConfig(sequence_parallel=4)
+    ),
+    "replicas of shards, in parts": Case("eaft", "fsdp", distributed=sharded(replicas=2, sequence_parallel=2)),
+    "a group without an example, in parts": Case("talr", "ddp", num_examples=1, distributed=HALVES),
+    "a group without an example, in parts of shards": Case(
+        "sft", "fsdp", num_examples=1, distributed=sharded(sequence_parallel=2)
+    ),
     "replicas of shards": Case("talr", "fsdp", distributed=sharded(replicas=2)),
     "replicas of shards, reduced each pass": Case(
         "dpo", "fsdp", distributed=sharded(replicas=2, sync_each_micro_batch=True)
@@ -162,7 +198,7 @@ def check_ranks(world: World, folder: Path) -> None:
     found = {
         "nan": [nan_stops(world, strategy) for strategy in ("ddp", "fsdp")],
         "outside": scorer_outside_forward(world),
-        "bfloat16": in_bfloat16(world),
+        "bfloat16": [in_bfloat16(world, parts) for parts in (1, 2)],
         "held": shard_sizes(world),
     }
     (folder / f"{world.rank}.json").write_text(json.dumps(found))
@@ -202,15 +238,16 @@ def scorer_outside_forward(world: World) -> str:
     return said
 
 
-def in_bfloat16(world: World) -> dict:
+def in_bfloat16(world: World, parts: int) -> dict:
     """Dtypes of the shards, of what the blocks compute on, and of the gradients; and the first loss."""
     case = Case("dynamic_ft", "fsdp", precision=torch.bfloat16)
-    scored, seen = build(case), []
+    scored, seen, world = build(case), [], divided(world, parts)
     spread([scored], "fsdp", case.distributed, world, CPU)
+    share_sequences([scored], world, vocab_size=VOCAB, device=CPU)
     block = scored.model.model.layers[0]
     block.register_forward_pre_hook(lambda module, _: seen.append(str(module.mlp.up_proj.weight.dtype)))
     optimizer = make_optimizer(scored, OptimizerConfig(lr=1e-2))
-    batches = micro_batches(examples_of(case), max_tokens=70, rank=world.rank, num_ranks=world.size)
+    batches = micro_batches(examples_of(case), max_tokens=70, rank=world.data.rank, num_ranks=world.data.size)
     objective = get_objective("dynamic_ft")
     result = train_step(scored, optimizer, objective, batches, lr=1e-2, max_grad_norm=None, how=Pass(world=world))
     return {
@@ -265,8 +302,7 @@ def test_a_sharded_head_outside_the_root_s_forward_is_refused(checks):
 
 def test_bfloat16_computes_on_copies_of_float32_shards_and_reduces_in_float32(checks):
     expected = steps(Case("dynamic_ft"))
-    for found in checks:
-        row = found["bfloat16"]
+    for row in (row for found in checks for row in found["bfloat16"]):
         assert row["masters"] == row["gradients"] == ["torch.float32"]
         assert row["compute"] == ["torch.bfloat16"]
         assert row["loss"] == pytest.approx(expected["step 0 loss"].item(), rel=0.02)
@@ -317,6 +353,8 @@ LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADD
         ({**LAUNCHED, "WORLD_SIZE": "2"}, {"world_size": 4}, r"asks for 4 processes; launched: 2"),
         ({}, {"strategy": "fsdp"}, r"asks for fsdp, and this is a process by itself.*strategy=auto"),
         ({**LAUNCHED, "WORLD_SIZE": "3"}, {"strategy": "fsdp", "replicas": 2}, r"replicas is 2, and 3 processes"),
+        ({**LAUNCHED, "WORLD_SIZE": "3"}, {"sequence_parallel": 2}, r"sequence_parallel is 2, and 3 processes"),
+        ({}, {"sequence_parallel": 2}, r"sequence_parallel is 2, and 1 processes"),
     ],
 )
 def test_another_world_than_the_one_asked_for_is_refused(monkeypatch, environment, settings, expected):
@@ -332,6 +370,9 @@ def test_a_process_alone_does_not_train_as_if_it_were_several(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"WORLD_SIZE is 2, and train\(\) was given a world of 1"):
         check_joined(ALONE)
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ValueError, match=r"sequence_parallel is 2, and .* each sequence is shared by 1"):
+        check_joined(ALONE, sequence_parallel=2)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from dftune.data.prepare import prepared
 from dftune.files import read_json
 from dftune.recipe import Recipe
 from dftune.train.checkpoint import list_checkpoints, verify
+from dftune.train.distributed import divided
 from dftune.train.loop import train
 from dftune.train.model import load_model
 from dftune.train.world import World
@@ -35,6 +36,7 @@ RUNS = {
     "inner loop": ("objective.name=psft", "train.inner_loop=4", *FSDP),
     "epochs of estimates": ("objective.name=discriminative_ft", "train.batch_size=40", *NEGATIVES, *FSDP),
     "batch": ("objective.name=talr", "train.packing=false"),
+    "in parts": ("objective.name=asft", "distributed.sequence_parallel=2", "train.micro_batch_tokens=128"),
 }
 NOT_COMPARED = {"kind", "time", "tokens_per_s", "peak_memory_bytes", "padding_share", "p_histogram"}
 
@@ -43,7 +45,8 @@ def train_all(world: World, folder: Path, jobs: list[tuple[Recipe, bool]]) -> No
     """Run recipes on these ranks; the lines that they say go to a file of the rank."""
     said: list[str] = []
     for recipe, resume in jobs:
-        train(recipe, prepared(recipe), resume=resume, say=said.append, world=world)
+        shared = divided(world, recipe.distributed.sequence_parallel)
+        train(recipe, prepared(recipe), resume=resume, say=said.append, world=shared)
     (folder / f"said-{world.rank}.json").write_text(json.dumps(said))
 
 
@@ -71,8 +74,8 @@ def assert_alike(first: Path, second: Path, rel: float = 2e-4) -> None:
 
 def test_two_processes_leave_what_one_does(make_recipe, tmp_path):
     settings = (*TOLERANT, "data.columns.negatives=wrong")
-    alone = "distributed.strategy=auto"
-    one = {name: make_recipe(f"one-{i}", (*RUNS[name], *settings, alone))[0] for i, name in enumerate(RUNS)}
+    alone = ("distributed.strategy=auto", "distributed.sequence_parallel=1", "train.micro_batch_tokens=256")
+    one = {name: make_recipe(f"one-{i}", (*RUNS[name], *settings, *alone))[0] for i, name in enumerate(RUNS)}
     two = {name: make_recipe(f"two-{i}", (*RUNS[name], *settings))[0] for i, name in enumerate(RUNS)}
     folders = {name: run(recipe).path for name, recipe in one.items()}
     shutil.rmtree(one["fsdp"].data.prepared / "reference")

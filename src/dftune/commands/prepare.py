@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     print()
     print(_quality(recipe.data.prepared, short=not args.report))
     if args.report:
-        print(_packed(dataset, recipe.train.micro_batch_tokens))
+        print(_packed(dataset, recipe.train.micro_batch_tokens * recipe.distributed.sequence_parallel))
     print()
     print(show_example(dataset))
     for kind, folder in args.export:

@@ -150,6 +150,7 @@ def micro_batches(
     pad_id: int = 0,
     rank: int = 0,
     num_ranks: int = 1,
+    parts: int = 1,
 ) -> list[MicroBatch]:
     """Split the examples of a step into forward passes. The split leaves the step's gradient as it is.
 
@@ -167,6 +168,7 @@ def micro_batches(
         pad_id: token used as padding; it is never attended to nor predicted.
         rank: whose forward passes are wanted, from 0.
         num_ranks: among how many the examples are divided; all call this with the same examples.
+        parts: how many devices compute a forward pass together, each of them ``max_tokens``.
 
     Raises:
         ValueError: an example or a group does not fit into a forward pass, or an example has no supervised token.
@@ -176,7 +178,8 @@ def micro_batches(
         raise ValueError(f"examples {empty[:5]} have no token to train on. Prepare the data again.")
     groups = _groups(examples)
     mode: Mode = packing if isinstance(packing, str) else "best_fit" if packing else "length_sorted"
-    _check_fit(groups, max_tokens, max_examples, mode != "length_sorted")
+    _check_fit(groups, max_tokens, max_examples, mode != "length_sorted", parts)
+    max_tokens *= parts
     grouped = any(example.group is not None for example in examples)
     passes = [_rows(share, mode, max_tokens, max_examples) for share in _shares(groups, num_ranks)]
     padded = mode == "length_sorted"
@@ -240,20 +243,22 @@ def _longest(group: _Group) -> int:
     return max(map(len, group))
 
 
-def _check_fit(groups: Sequence[_Group], max_tokens: int, max_examples: int | None, packing: bool) -> None:
+def _check_fit(groups: Sequence[_Group], max_tokens: int, max_examples: int | None, packing: bool, parts: int) -> None:
     needs = [_num_tokens(group) if packing else len(group) * _longest(group) for group in groups]
-    over = [_name(group) for group, need in zip(groups, needs, strict=True) if need > max_tokens]
+    over = [_name(group) for group, need in zip(groups, needs, strict=True) if need > max_tokens * parts]
+    enough = -(-max(needs, default=0) // parts)
+    shared = "" if parts == 1 else f" in each of {parts} processes (distributed.sequence_parallel)"
     if over and max(map(len, groups)) == 1:
         raise ValueError(
-            f"examples {over[:5]} are longer than train.micro_batch_tokens = {max_tokens}, up to {max(needs)} tokens. "
-            f"Raise it to at least {max(needs)}, or lower data.max_length."
+            f"examples {over[:5]} are longer than train.micro_batch_tokens = {max_tokens}{shared}, up to {max(needs)} "
+            f"tokens. Raise it to at least {enough}, or lower data.max_length."
         )
     if over:
         padded = "" if packing else ", padding included"
         raise ValueError(
-            f"groups {over[:5]} do not fit into train.micro_batch_tokens = {max_tokens}: a completion and its "
+            f"groups {over[:5]} do not fit into train.micro_batch_tokens = {max_tokens}{shared}: a completion and its "
             f"negatives share a forward pass, and need up to {max(needs)} tokens{padded}. "
-            f"Raise it to at least {max(needs)}, or lower data.num_negatives or data.max_length."
+            f"Raise it to at least {enough}, or lower data.num_negatives or data.max_length."
         )
     if max_examples is not None and (most := max(map(len, groups), default=0)) > max_examples:
         over = [_name(group) for group in groups if len(group) > max_examples]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dftune.ops.ulysses import SequenceGroup
 from dftune.ops.varlen import Kernel, all_documents
 
 IMPLEMENTATION = "dftune_documents"
@@ -62,6 +63,7 @@ def document_attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     kernel: Kernel = "auto",
+    sequence: SequenceGroup | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal self-attention within each document of a packed row, or within each row of a batch.
@@ -82,6 +84,8 @@ def document_attention(
         kernel: of packed rows. ``auto``: torch's varlen kernel on CUDA in 16 bits, where it knows the model's options;
             ``flash_attention_2`` and ``_3``: the package of that name, on CUDA. Elsewhere, with ``sdpa``, and of rows
             that are not packed, torch's scaled-dot-product attention, document by document.
+        sequence: the ranks that share the rows; query, key and value are then of this rank's positions, and lengths
+            and offsets those of the whole.
         kwargs: what else transformers passes along.
 
     Returns:
@@ -93,17 +97,30 @@ def document_attention(
             f"{type(module).__name__} asks for attention that dftune does not compute "
             f"({', '.join(given) or 'a mask or bidirectional attention'}). Use a model with plain causal attention."
         )
+    if torch.is_autocast_enabled(query.device.type):  # rotation leaves queries and keys in float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if sequence is not None:
+        query, key, value = sequence.to_heads(query, key, value)
     options: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap}
+    attended = None
+    if document_starts is not None:
+        attended = all_documents(kernel, query, key, value, (cu_seq_lens_q, max_length_q), **options)
+    if attended is None:
+        attended = _by_document(query, key, value, document_starts, **options).transpose(1, 2)
+    return attended if sequence is None else sequence.to_positions(attended), None
+
+
+def _by_document(
+    query: Tensor, key: Tensor, value: Tensor, document_starts: list[int] | None, **options: Any
+) -> Tensor:
     if document_starts is None:
-        return _causal(query, key, value, **options).transpose(1, 2), None
-    out = all_documents(kernel, query, key, value, (cu_seq_lens_q, max_length_q), **options)
-    if out is not None:
-        return out, None
+        return _causal(query, key, value, **options)
     documents = []
     for start, end in pairwise(document_starts):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
         documents.append(_causal(q, k, v, **options))
-    return torch.cat(documents, dim=2).transpose(1, 2), None
+    return torch.cat(documents, dim=2)
 
 
 def _causal(

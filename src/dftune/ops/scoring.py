@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -28,10 +29,14 @@ class TokenStats:
     sum_sq_probs: Tensor | None = None
     top1_hit: Tensor | None = None
 
+    def map(self, of_tokens: Callable[[Tensor], Tensor]) -> TokenStats:
+        """What a function makes of each of them."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: of_tokens(value) for name, value in found.items() if value is not None})
+
     def detach(self) -> TokenStats:
         """The same numbers without gradient."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.detach() for name, value in found.items() if value is not None})
+        return self.map(Tensor.detach)
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,7 @@ def all_documents(
     Raises:
         ValueError: FlashAttention 3 has no dropout.
     """
-    if not query.is_cuda or kernel == "sdpa":
-        return None
-    if torch.is_autocast_enabled("cuda"):  # rotation leaves queries and keys in float32, and no kernel is on its list
-        dtype = torch.get_autocast_dtype("cuda")
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.dtype not in (torch.bfloat16, torch.float16):
+    if not query.is_cuda or kernel == "sdpa" or query.dtype not in (torch.bfloat16, torch.float16):
         return None
     q, k, v = (x.transpose(1, 2).contiguous() for x in (query, key, value))
     if kernel != "auto":

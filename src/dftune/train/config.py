@@ -238,6 +238,9 @@ class DistributedConfig(Config):
     replicas: Count = 1
     """fsdp: copies of the model, each divided among world_size / replicas processes (hybrid sharding). With one copy a
     machine, weights are gathered within it."""
+    sequence_parallel: Count = 1
+    """Processes that share every sequence (Ulysses): each computes its part of the positions, in attention its share
+    of the heads, so that together they train on sequences of so many times train.micro_batch_tokens."""
     reshard_after_forward: bool = True
     """fsdp: give a block's gathered weights back after its forward and gather them again for its backward. false keeps
     them: less communication, the memory of a whole model in the precision of the compute."""
@@ -251,8 +254,9 @@ class DistributedConfig(Config):
 
     @model_validator(mode="after")
     def _whole_copies(self) -> DistributedConfig:
-        if self.world_size is not None and self.world_size % self.replicas:
-            raise ValueError(f"world_size {self.world_size} must be a multiple of replicas {self.replicas}")
+        for name in ("replicas", "sequence_parallel"):
+            if self.world_size is not None and self.world_size % getattr(self, name):
+                raise ValueError(f"world_size {self.world_size} must be a multiple of {name} {getattr(self, name)}")
         only = [name for name in ("cpu_offload", "sync_each_micro_batch") if getattr(self, name)]
         only += ["replicas"] if self.replicas > 1 else []
         if only and self.strategy != "fsdp":

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from dftune.files import fingerprint
+from dftune.ops.ulysses import SequenceGroup
 from dftune.recipe import Recipe
 from dftune.train.config import DistributedConfig
 from dftune.train.memory import is_large
-from dftune.train.model import ScoredModel
+from dftune.train.model import ScoredModel, check_alike, probe, probe_documents
+from dftune.train.sequence import check_heads
 from dftune.train.setup import device_of
 from dftune.train.shards import check_held, make_mesh, shard, start_from_main
 from dftune.train.world import ALONE, PATIENCE, World, give_way
@@ -53,11 +56,11 @@ def check_world(config: DistributedConfig) -> int:
             f"distributed.strategy asks for {config.strategy}, and this is a process by itself. "
             "Start it with `dftune train --nproc N RECIPE`, or set distributed.strategy=auto."
         )
-    if size % config.replicas:
-        raise ValueError(
-            f"distributed.replicas is {config.replicas}, and {size} processes cannot be divided into so many equal "
-            "parts."
-        )
+    for name, parts in (("replicas", config.replicas), ("sequence_parallel", config.sequence_parallel)):
+        if size % parts:
+            raise ValueError(
+                f"distributed.{name} is {parts}, and {size} processes cannot be divided into so many equal parts."
+            )
     return size
 
 
@@ -89,12 +92,33 @@ def joined(recipe: Recipe) -> Iterator[World]:
         host, patient = (dist.new_group(backend="gloo", timeout=limit) for limit in (timeout, PATIENCE))
         world = World(rank, dist.get_world_size(), local_rank, local_size, host, patient)
         _check_agreement(world, size, recipe)
-        yield world
+        yield divided(world, config.sequence_parallel, timeout)
     except LostRankError:
         give_way(10)  # the rank that was lost knows better why
         raise
     if dist.is_initialized():  # after an error the group may be broken, and closing it would wait
         dist.destroy_process_group()
+
+
+def divided(world: World, size: int, timeout: timedelta | None = None) -> World:
+    """The same ranks, of which each ``size`` adjacent ones share every sequence.
+
+    Args:
+        world: the ranks; all of them call this.
+        size: a divisor of their number.
+        timeout: how long they wait for each other.
+    """
+    if size == 1:
+        return world
+    share, part = divmod(world.rank, size)
+    rows = [list(range(first, first + size)) for first in range(0, world.size, size)]
+    columns = [list(range(first, world.size, size)) for first in range(size)]
+    make_groups: Any = dist.new_subgroups_by_enumeration
+    sequence, _ = make_groups(rows, timeout=timeout)
+    device, _ = make_groups(columns, timeout=timeout)
+    host, _ = make_groups(columns, timeout=timeout, backend="gloo")
+    data = World(share, world.size // size, world.local_rank, world.local_size, host, device=device)
+    return replace(world, sequence=SequenceGroup(part, size, sequence), of_data=data)
 
 
 def _check_agreement(world: World, size: int, recipe: Recipe) -> None:
@@ -170,3 +194,33 @@ def spread(
         if world.size > 1:
             start_from_main(model, held, device)
         check_held(model, strategy, world)
+
+
+@torch.no_grad()
+def share_sequences(models: Sequence[ScoredModel], world: World, *, vocab_size: int, device: torch.device) -> None:
+    """From here on each rank of a group computes its part of what they are given, where the world has such groups.
+
+    Both ways of computing are compared first.
+
+    Args:
+        models: the trained one, and frozen ones beside it, spread over the ranks; all ranks call this.
+        world: the ranks.
+        vocab_size: random tokens are drawn below this.
+        device: of this rank.
+
+    Raises:
+        ValueError: a model cannot be computed in parts.
+    """
+    if world.sequence is None:
+        return
+    batch = probe(probe_documents(vocab_size, device))
+    for model in models:
+        check_heads(model.model.config, world.sequence.size)
+        was_training = model.training
+        model.eval()
+        expected = model(batch)
+        model.sequence = world.sequence
+        found = model(batch)
+        model.train(was_training)
+        difference = "log-probabilities computed in parts by several processes differ from those of one"
+        check_alike(model, found, expected, difference, "Its layers mix positions")

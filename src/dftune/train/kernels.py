@@ -14,7 +14,7 @@ from torch import Tensor
 from dftune.ops.route import has_liger
 from dftune.ops.varlen import PACKAGES, refusal
 from dftune.train.config import ModelConfig
-from dftune.train.model import ScoredModel, allowed_error, probe_logps
+from dftune.train.model import ScoredModel, check_alike, probe, probe_documents
 
 _ROTATION = "apply_rotary_pos_emb"
 
@@ -72,13 +72,12 @@ def use_liger(models: Sequence[ScoredModel], device: torch.device, *, vocab_size
     before = _logps(first, vocab_size, device)
     undo = _replace([scored.model for scored in models], known.MODEL_TYPE_TO_APPLY_LIGER_FN[architecture])
     torch.compiler.reset()  # what was compiled holds the layers that were there
-    error = (_logps(first, vocab_size, device) - before).abs().max().item()
-    if not error <= allowed_error(first.precision):
+    difference = "with model.kernels=liger log-probabilities differ from those of the model's own layers"
+    try:
+        check_alike(first, _logps(first, vocab_size, device), before, difference, "Its layers are computed")
+    except ValueError:
         undo()
-        raise ValueError(
-            f"{type(first.model).__name__}: with Liger's layers log-probabilities differ from the model's own by "
-            f"{error:.2g} (allowed {allowed_error(first.precision):g}). Set model.kernels=none."
-        )
+        raise
     return undo
 
 
@@ -100,6 +99,7 @@ def _logps(scored: ScoredModel, vocab_size: int, device: torch.device) -> Tensor
     scored.model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):
-            return probe_logps(scored, vocab_size, device)
+            logps: Tensor = scored(probe(probe_documents(vocab_size, device)))
+            return logps
     finally:
         scored.model.train(was_training)

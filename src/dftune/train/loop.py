@@ -22,7 +22,7 @@ from dftune.run import RunFolder, Watch
 from dftune.stopped import Stopped
 from dftune.train import checkpoint, folders, skip
 from dftune.train.beside import Beside
-from dftune.train.distributed import Strategy, lost_ranks_named, spread, strategy_of
+from dftune.train.distributed import Strategy, lost_ranks_named, share_sequences, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
 from dftune.train.kernels import use_liger
 from dftune.train.lora import require_peft
@@ -98,7 +98,7 @@ def train(
         OSError: the disk is full; checkpoints written before are intact.
         Stopped: SIGTERM or SIGUSR1 asked for it; a checkpoint of the last step is complete. Heard in the main thread.
     """
-    check_joined(world)
+    check_joined(world, recipe.distributed.sequence_parallel)
     check_recipe(recipe)
     if recipe.model.lora is not None:
         require_peft()
@@ -263,6 +263,7 @@ class _Run:
             self.undo_kernels = use_liger([self.model, *own], self.device, vocab_size=vocab_size)
         if strategy != "fsdp":
             self.world.from_main(lambda: check_scoring(self.model, vocab_size=vocab_size))
+        share_sequences([self.model, *own], self.world, vocab_size=vocab_size, device=self.device)
         return strategy
 
     def _log(self, kind: str, **fields: Any) -> None:
@@ -290,14 +291,14 @@ class _Run:
         settings, num_steps = self.recipe.train, self.schedule.num_steps
         title, done = f"train {self.recipe.name}", self.counters.step
         with Progress(title, num_steps, done=done, shown=self.world.main) as progress:
-            meter = Meter(self.device, self.world)
+            meter = Meter(self.device, self.world.data)
             while self.counters.step < num_steps:
                 result, batches = self._step()
                 meter.add(batches)
                 step = self.counters.step
                 last = step == num_steps
                 if result is not None and self._is_logged(step):
-                    row = self._log_step(result.over(self.world), meter)
+                    row = self._log_step(result.over(self.world.data), meter)
                     progress.update(
                         step, f"loss {row['loss']:.4f}  nll {row['nll']:.4f}  {row['tokens_per_s']:,.0f} tokens/s"
                     )
@@ -393,11 +394,12 @@ class _Run:
         batches = micro_batches(
             examples,
             max_tokens=settings.micro_batch_tokens,
+            parts=self.recipe.distributed.sequence_parallel,
             max_examples=settings.micro_batch_size,
             packing=settings.packing,
             pad_id=self.end_token_id if pad is None else pad,
-            rank=self.world.rank,
-            num_ranks=self.world.size,
+            rank=self.world.data.rank,
+            num_ranks=self.world.data.size,
         )
         return [batch.to(self.device) for batch in batches]
 
@@ -427,7 +429,7 @@ class _Run:
         if len(self.held_out) == 0:
             return
         batches = self._batches(self.held_out.of((0, index) for index in range(len(self.held_out))))
-        row = validate(self.model, self.objective, batches, self.end_token_id, self.how.supply, world=self.world)
+        row = validate(self.model, self.objective, batches, self.end_token_id, self.how.supply, world=self.world.data)
         self._log("validation", **row)
         self.say(f"step {self.counters.step}: held-out nll {row['nll']:.4f} over {row['num_tokens']:,} tokens")
 
@@ -515,13 +517,15 @@ class _Run:
                 "world_size": self.world.size,
                 "strategy": self.strategy,
                 "replicas": self.recipe.distributed.replicas if self.strategy == "fsdp" else self.world.size,
+                "sequence_parallel": self.recipe.distributed.sequence_parallel,
             },
         }
 
     def _headline(self) -> str:
         num_steps, lora = self.schedule.num_steps, self.recipe.model.lora
         trained = f" and {self.num_trained_parameters / 1e6:.3g} M of a LoRA adapter, which are trained" if lora else ""
-        ranks = "" if self.strategy == "none" else f", {self.strategy} over {self.world.size} processes"
+        parts = "" if self.world.sequence is None else f", {self.world.sequence.size} to a sequence"
+        ranks = "" if self.strategy == "none" else f", {self.strategy} over {self.world.size} processes{parts}"
         return (
             f"{self.recipe.name}: {self.objective.name}, {self.num_parameters / 1e6:.2f} M parameters{trained}, "
             f"{len(self.examples):,} examples, {num_steps:,} steps of {self.recipe.train.batch_size} "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 from dftune.data.batches import MicroBatch
 from dftune.data.hub import from_pretrained
 from dftune.ops import attention
+from dftune.ops.ulysses import SequenceGroup
 from dftune.train.config import ModelConfig, ScorerConfig, ScratchConfig
 from dftune.train.lora import Adapter
 from dftune.train.optim import require_bitsandbytes
 from dftune.train.recompute import recompute
 from dftune.train.score import Scorer
+from dftune.train.sequence import Part, bounds_of, part_of
 
 
 class ScoredModel(nn.Module):
@@ -33,6 +34,7 @@ class ScoredModel(nn.Module):
         adapter: that of the model, where only an adapter is trained.
         scorer: the recipe's settings of the scorer; the route is chosen by who asks.
         keep_whole: of sharded weights, keep the head's whole after a forward without gradient.
+        sequence: the ranks that share every sequence. Each computes its part; the statistics are of all tokens.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ScoredModel(nn.Module):
         self.adapter = adapter
         self.scorer = ScorerConfig() if scorer is None else scorer
         self.keep_whole = False
+        self.sequence: SequenceGroup | None = None
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
@@ -61,37 +64,26 @@ class ScoredModel(nn.Module):
 
     def forward(self, batch: MicroBatch, score: Callable[[Scorer], Any] = Scorer.logps) -> Any:
         """What ``score`` makes of the head over the supervised tokens; by default their log-probabilities."""
-        return score(self._scorer(self.hidden(batch), batch.targets))
+        part = batch if self.sequence is None else part_of(batch, self.sequence)
+        return score(self._scorer(self.hidden(part), part))
 
-    def hidden(self, batch: MicroBatch) -> Tensor:
+    def hidden(self, batch: MicroBatch | Part) -> Tensor:
         """Last hidden states at the supervised positions: (tokens, hidden)."""
-        bounds: dict[str, Any] = {}
-        if batch.document_starts is not None:
-            starts = batch.document_starts
-            longest = max(end - start for start, end in pairwise(starts))
-            cumulative = torch.tensor(starts, dtype=torch.int32, device=batch.input_ids.device)
-            bounds = {
-                "document_starts": starts,
-                "cu_seq_lens_q": cumulative,
-                "cu_seq_lens_k": cumulative,
-                "max_length_q": longest,
-                "max_length_k": longest,
-            }
         with torch.autocast(batch.input_ids.device.type, self.precision, enabled=self.precision != torch.float32):
             output = self.model.base_model(
-                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **bounds
+                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **bounds_of(batch)
             )
         states: Tensor = output.last_hidden_state
         return states.flatten(0, 1)[batch.positions]
 
-    def _scorer(self, hidden: Tensor, targets: Tensor) -> Scorer:
+    def _scorer(self, hidden: Tensor, batch: MicroBatch | Part) -> Scorer:
         head = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
         scale = getattr(config, "logit_scale", None)  # Cohere multiplies, Granite divides
         scaling = getattr(config, "logits_scaling", None)
         return Scorer(
             hidden,
-            targets,
+            batch.targets,
             head.weight,
             bias=getattr(head, "bias", None),
             softcap=getattr(config, "final_logit_softcapping", None),
@@ -99,6 +91,7 @@ class ScoredModel(nn.Module):
             operand_dtype=None if self.precision == torch.float32 else self.precision,
             logits_dtype=torch.bfloat16 if self.scorer.logits_dtype == "bfloat16" else None,
             budget_bytes=self.scorer.budget_bytes,
+            part=batch if isinstance(batch, Part) else None,
         )
 
 
@@ -242,39 +235,31 @@ def check_scoring(scored: ScoredModel, *, vocab_size: int) -> None:
     was_training, implementation = model.training, model.config._attn_implementation
     model.eval()
     try:
-        found = probe_logps(scored, vocab_size, device, route)
+        documents = probe_documents(vocab_size, device)
+        found = scored(probe(documents), lambda scorer: scorer.stats(route=route).logps)
         model.set_attn_implementation("eager")  # the model's own, which honours every feature it has
         with torch.autocast(device.type, scored.precision, enabled=scored.precision != torch.float32):
-            documents = _documents(vocab_size, device)
             expected = torch.cat([_own_logps(model, document[None]) for document in documents])
     finally:
         model.set_attn_implementation(implementation)
         model.train(was_training)
+    difference = "log-probabilities of packed documents differ from the model's own"
+    check_alike(scored, found, expected, difference, "Its logits or its attention are computed")
+
+
+def check_alike(scored: ScoredModel, found: Tensor, expected: Tensor, difference: str, cause: str) -> None:
+    """Refuse a model of which two ways of computing log-probabilities, each (tokens,), disagree.
+
+    Raises:
+        ValueError: by more than rounding.
+    """
     error = (expected - found).abs().max().item()
-    allowed = allowed_error(scored.precision)
+    allowed = 1e-3 if scored.precision == torch.float32 else 0.25
     if not error <= allowed:
         raise ValueError(
-            f"{type(model).__name__}: log-probabilities of packed documents differ from the model's own by {error:.2g} "
-            f"(allowed {allowed:g}). Its logits or its attention are computed in a way dftune does not know, "
-            "so training it would optimise something else. Please report the architecture."
+            f"{type(scored.model).__name__}: {difference} by {error:.2g} (allowed {allowed:g}). {cause} in a way "
+            "dftune does not know, so training it would optimise something else. Please report the architecture."
         )
-
-
-def allowed_error(precision: torch.dtype) -> float:
-    """How far log-probabilities of the same model may differ that were computed in another order."""
-    return 1e-3 if precision == torch.float32 else 0.25
-
-
-def probe_logps(scored: ScoredModel, vocab_size: int, device: torch.device, route: str = "auto") -> Tensor:
-    """Log-probabilities, (tokens,), of two documents of random tokens in a packed row."""
-    batch = _probe(_documents(vocab_size, device))
-    logps: Tensor = scored(batch, lambda scorer: scorer.stats(route=route).logps)
-    return logps
-
-
-def _documents(vocab_size: int, device: torch.device) -> tuple[Tensor, ...]:
-    tokens = torch.randint(vocab_size, (24,), generator=torch.Generator().manual_seed(0)).to(device)
-    return tokens[:9], tokens[9:]
 
 
 def _own_logps(model: Any, input_ids: Tensor) -> Tensor:
@@ -283,7 +268,14 @@ def _own_logps(model: Any, input_ids: Tensor) -> Tensor:
     return logps
 
 
-def _probe(documents: tuple[Tensor, ...]) -> MicroBatch:
+def probe_documents(vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random tokens, always the same, of two short documents."""
+    tokens = torch.randint(vocab_size, (24,), generator=torch.Generator().manual_seed(0)).to(device)
+    return tokens[:9], tokens[9:]
+
+
+def probe(documents: tuple[Tensor, ...]) -> MicroBatch:
+    """A packed forward pass of these tokens, each predicted but the first of a document."""
     lengths = [len(document) for document in documents]
     starts = [0]
     for length in lengths:

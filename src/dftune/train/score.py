@@ -14,6 +14,7 @@ from dftune.ops.plain import full_logits
 from dftune.ops.route import default_budget
 from dftune.ops.scoring import HeadOptions
 from dftune.ops.token_logps import HeadArguments, TokenStats, token_objective, token_stats
+from dftune.train.sequence import Part
 
 _ROW_TENSORS = 8
 """(rows, vocab) float32 tensors alive at once while the divergence of a block of rows is differentiated."""
@@ -33,6 +34,8 @@ class Scorer:
         operand_dtype: what the matrix products read.
         logits_dtype: what logits are rounded to; None is float32.
         budget_bytes: scratch that may be used; None is the scorer's own.
+        part: where several ranks share the sequences, this rank's tokens. What is said of them is joined over the
+            ranks; only an objective's sum cannot be.
     """
 
     hidden: Tensor
@@ -44,6 +47,7 @@ class Scorer:
     operand_dtype: torch.dtype | None = None
     logits_dtype: torch.dtype | None = None
     budget_bytes: int | None = None
+    part: Part | None = None
 
     def logps(self) -> Tensor:
         """Log-probabilities of the targets: (tokens,) float32."""
@@ -51,7 +55,8 @@ class Scorer:
 
     def stats(self, names: frozenset[str] = frozenset(), *, route: str = "auto") -> TokenStats:
         """Log-probabilities of the targets and the named statistics of their rows."""
-        return token_stats(self.hidden, self.weight, self.targets, stats=names, **self._head(route))
+        found = token_stats(self.hidden, self.weight, self.targets, stats=names, **self._head(route))
+        return found if self.part is None else found.map(self.part.join)
 
     def objective(
         self,
@@ -62,6 +67,7 @@ class Scorer:
         route: str = "auto",
     ) -> tuple[Tensor, TokenStats, Tensor]:
         """The sum of an objective that adds up, its statistics, and its derivative by each log-probability."""
+        assert self.part is None, "of part of the tokens; ask for the statistics"
         return token_objective(
             self.hidden, self.weight, self.targets, fn, boundaries=boundaries, stats=names, **self._head(route)
         )
@@ -93,7 +99,8 @@ class Scorer:
             checkpoint(_kl, self, hidden, reference, other, use_reentrant=False, preserve_rng_state=False)
             for hidden, other in zip(torch.split(self.hidden, rows), torch.split(reference.hidden, rows), strict=True)
         ]
-        return torch.cat(blocks)
+        kl = torch.cat(blocks)
+        return kl if self.part is None else self.part.join(kl)
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the whole vocabulary for a block of rows: (rows, vocab) float32."""

@@ -27,17 +27,24 @@ from dftune.train.recompute import compile_blocks
 from dftune.train.world import ALONE, World
 
 
-def check_joined(world: World) -> None:
-    """Refuse to train as if alone what was launched as several processes.
+def check_joined(world: World, sequence_parallel: int = 1) -> None:
+    """Refuse to train as if alone what was launched as several processes, or in other groups than asked for.
 
     Raises:
-        ValueError: ``WORLD_SIZE`` is not the number of ranks.
+        ValueError: ``WORLD_SIZE`` is not the number of ranks, or so many do not share their sequences.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size != world.size:
         raise ValueError(
             f"WORLD_SIZE is {size}, and train() was given a world of {world.size}. Pass the world of "
             "dftune.train.distributed.joined(recipe), or use `dftune train --nproc N RECIPE`."
+        )
+    shared = 1 if world.sequence is None else world.sequence.size
+    if shared != sequence_parallel:
+        raise ValueError(
+            f"distributed.sequence_parallel is {sequence_parallel}, and in the world given to train() each sequence is "
+            f"shared by {shared}. Pass the world of dftune.train.distributed.joined(recipe), or use `dftune train "
+            "--nproc N RECIPE`."
         )
 
 
@@ -87,6 +94,7 @@ def check_scorer(recipe: Recipe, objective: Objective) -> None:
     reasons = (
         ("one_pass", objective.separable == "batch", f"{name} is defined on the whole step and does not add up"),
         ("one_pass", "ref_kl" in needs, f"{name} compares whole rows with the reference's"),
+        ("one_pass", recipe.distributed.sequence_parallel > 1, "several processes score the tokens of a sequence"),
         ("frozen_head", recipe.model.lora is None, "it gives the head no gradient, and all weights are trained"),
         ("frozen_head", "entropy" in needs, f"{name} needs the entropy, whose gradient it leaves out"),
         ("triton", not has_triton(), "the package triton is not installed"),
@@ -168,7 +176,7 @@ def route_of(
     elif scope != "batch":
         key = (lambda example: example.group or example.id) if scope == "group" else (lambda example: example.id)
         longest = max(sum(int(one.completion_mask[1:].sum()) for one in part) for _, part in groupby(examples(), key))
-    if "ref_kl" in objective.needs:
+    if "ref_kl" in objective.needs or model.sequence is not None:  # its sum is not taken where tokens are scored
         longest = None
     return choose_route(
         num_tokens=num_tokens,

@@ -77,7 +77,8 @@ class Pass:
         route: of the scorer.
         normalization: ``global`` divides by the units of the whole step; ``micro_batch_mean_sum`` divides each
             micro-batch's gradient by its own units and adds these means up.
-        world: the ranks that share the step; all have the same number of micro-batches.
+        world: the ranks that share the step; all have the same number of micro-batches, and those that share their
+            sequences the same ones.
         sync_each: exchange sharded gradients in every backward pass in place of the last.
     """
 
@@ -108,8 +109,9 @@ def accumulate_gradient(
 
     An objective that adds up over parts of a micro-batch is evaluated where its tokens are scored. One that does not,
     or that compares whole rows with the reference's, is evaluated first, on the small vectors of log-probabilities
-    (and entropies and divergences); the gradient with respect to these is then sent back through the model. Either
-    way its derivative by log p is minus the weight that it gives each token, which is logged.
+    (and entropies and divergences); the gradient with respect to these is then sent back through the model. So is any
+    whose tokens several ranks score. Either way its derivative by log p is minus the weight that it gives each token,
+    which is logged.
 
     Args:
         model: forward gives log-probabilities.
@@ -118,7 +120,7 @@ def accumulate_gradient(
         how: inputs, statistics, route and ranks. The gradients are summed over the ranks.
     """
     units = [batch.num_units(objective.unit) for batch in batches]
-    (num_units,) = how.world.sum(sum(units))
+    (num_units,) = how.world.data.sum(sum(units))
     divisors = units if how.normalization == "micro_batch_mean_sum" else [num_units] * len(units)
     turns = backward_turns(model, len(batches), each=how.sync_each)
     scored: list[_Scored] = []
@@ -128,7 +130,7 @@ def accumulate_gradient(
         for batch, divisor in zip(batches, divisors, strict=True):
             if batch.is_idle:
                 _idle(model, objective, batch, how.supply, turns)
-            elif "ref_kl" in objective.needs:
+            elif "ref_kl" in objective.needs or how.world.sequence is not None:
                 scored += _together(model, objective, [batch], divisor, how, turns=turns)
             else:
                 scored.append(_in_parts(model, objective, batch, divisor, how, turns=turns))
@@ -214,10 +216,11 @@ def _differentiate(
     Where its scope is the batch, every rank evaluates it on the tokens of all ranks and takes the derivatives by its
     own; the total counts once.
     """
-    shared = how.world.size > 1 and objective.separable == "batch"
+    world = how.world.data
+    shared = world.size > 1 and objective.separable == "batch"
     own = slice(0, len(tokens.logps))
     if shared:
-        tokens, own = join_ranks(tokens, how.world)
+        tokens, own = join_ranks(tokens, world)
     given = {name: value for name in DIFFERENTIABLE if (value := getattr(tokens, name)) is not None}
     leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
     loss = evaluate(objective, replace(tokens, **leaves), how.supply)
@@ -226,7 +229,7 @@ def _differentiate(
         name: torch.zeros_like(leaf[own]) if gradient is None else gradient[own]
         for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
-    if shared and not how.world.main:
+    if shared and not world.main:
         if how.supply.state is not None:
             how.supply.state.discard()
         return torch.zeros_like(loss.total), {}, gradients
@@ -258,7 +261,7 @@ def _result(scored: Sequence[_Scored], batches: Sequence[MicroBatch], num_units:
     hits = [part.found.top1_hit for part in scored if part.found.top1_hit is not None]
     total = torch.stack([none.sum(), *(part.total for part in scored)]).sum()
     return StepResult(
-        loss=how.world.total(total) / num_units,
+        loss=how.world.data.total(total) / num_units,
         grad_norm=torch.zeros(()),
         logps=torch.cat([none, *(part.found.logps for part in scored)]),
         weights=-torch.cat([none, *(part.slopes for part in scored)]),
@@ -315,5 +318,5 @@ def train_step(
         group["lr"] = lr
     optimizer.step()
     if state is not None:
-        state.commit(merge(how.world.gather(state.written)))
+        state.commit(merge(how.world.data.gather(state.written)))
     return replace(result, grad_norm=grad_norm)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dftune.ops.ulysses import SequenceGroup
 from dftune.stopped import STATUS as STOPPED
 from dftune.stopped import Stopped
 
@@ -32,6 +33,9 @@ class World:
         host: for what is small and lies in CPU memory, so that no device has to be waited for; None is the default
             group.
         patient: the same, for what rank 0 does while the others wait.
+        device: for tensors on the training device; None is the default group.
+        sequence: the ranks that share every sequence with this one; None where each has its own.
+        of_data: see :attr:`data`.
     """
 
     rank: int = 0
@@ -40,6 +44,18 @@ class World:
     local_size: int = 1
     host: Any = None
     patient: Any = None
+    device: Any = None
+    sequence: SequenceGroup | None = None
+    of_data: World | None = None
+
+    @property
+    def data(self) -> World:
+        """The ranks among which examples are divided: one of each group that shares its sequences.
+
+        Each group has as many such worlds as ranks, and all of them find the same: a sum over tokens or examples
+        counts them once.
+        """
+        return self if self.of_data is None else self.of_data
 
     @property
     def main(self) -> bool:
@@ -59,7 +75,7 @@ class World:
         if self.size == 1:
             return value
         value = value.clone()
-        dist.all_reduce(value)
+        dist.all_reduce(value, group=self.device)
         return value
 
     def gather(self, value: T) -> list[T]:
