@@ -63,14 +63,14 @@ def use_liger(models: Sequence[ScoredModel], device: torch.device, *, vocab_size
         ValueError: Liger knows no kernels for the architecture, or they compute something else.
     """
     first, known = models[0], importlib.import_module("liger_kernel.transformers.monkey_patch")
-    architecture = first.model.config.get_text_config().model_type
+    architecture = first.model.config.model_type
     if architecture not in known.MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise ValueError(
             f"model.kernels is liger, which has no kernels for {architecture}; it has them for "
             f"{', '.join(sorted(known.MODEL_TYPE_TO_APPLY_LIGER_FN))}. Set model.kernels=none."
         )
     before = _logps(first, vocab_size, device)
-    undo = _replace([scored.model for scored in models], known.MODEL_TYPE_TO_APPLY_LIGER_FN[architecture])
+    undo = _replace([scored.model for scored in models], known._apply_liger_kernel_to_instance)
     torch.compiler.reset()  # what was compiled holds the layers that were there
     difference = "with model.kernels=liger log-probabilities differ from those of the model's own layers"
     try:
