@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import VOCAB, make_scored
 from tests.train.runs import run
+from transformers import AttentionInterface
 
+from dftune.ops.attention import document_attention
 from dftune.ops.route import has_liger
 from dftune.train.config import ModelConfig
-from dftune.train.kernels import check_kernels
+from dftune.train.kernels import check_attention, check_kernels
 from dftune.train.loop import train
 from dftune.train.needs import check_recipe
 
@@ -47,6 +50,19 @@ def test_attention_document_by_document_may_be_asked_for(make_recipe):
     recipe, _ = make_recipe(overrides=("model.attention=sdpa", "train.steps=1"))
     run(recipe)  # check_scoring compares it with the model's own
     assert (recipe.output / "model").is_dir()
+
+
+def test_attention_that_computes_something_else_is_refused_after_the_model_was_put_on_its_devices():
+    def sharper(*arguments, scaling, **options):
+        return document_attention(*arguments, scaling=2 * scaling, **options)
+
+    AttentionInterface.register("sharper", sharper)
+    scored = make_scored()
+    check_attention(scored, CPU, vocab_size=VOCAB)
+    scored.model.set_attn_implementation("sharper")
+    with pytest.raises(ValueError, match=r"attention of model\.attention differ from those document by document"):
+        check_attention(scored, CPU, vocab_size=VOCAB)
+    assert scored.model.config._attn_implementation == "sharper"
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dftune.ops.attention import register
 from dftune.ops.route import has_liger
 from dftune.ops.varlen import PACKAGES, refusal
 from dftune.train.config import ModelConfig
@@ -43,6 +44,31 @@ def check_kernels(config: ModelConfig, device: torch.device, precision: torch.dt
             "model.kernels is liger: the package liger-kernel is not installed: pip install 'dftune[gpu]'. Or set "
             "model.kernels=none."
         )
+
+
+def check_attention(scored: ScoredModel, device: torch.device, *, vocab_size: int) -> None:
+    """Compare attention as the recipe has it with attention document by document: for a model that is sharded already.
+
+    ``check_scoring`` sees such a model in CPU memory, before it is sharded, where no kernel of a GPU runs. All ranks
+    call this.
+
+    Args:
+        scored: sharded or not, without ranks that share its sequences.
+        device: of the compute.
+        vocab_size: the tokens that are compared are below this.
+
+    Raises:
+        ValueError: they disagree.
+    """
+    model, found = scored.model, _logps(scored, vocab_size, device)
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation(register("sdpa"))
+    try:
+        expected = _logps(scored, vocab_size, device)
+    finally:
+        model.set_attn_implementation(implementation)
+    difference = "log-probabilities with the attention of model.attention differ from those document by document"
+    check_alike(scored, found, expected, difference, "Its attention is computed")
 
 
 def use_liger(models: Sequence[ScoredModel], device: torch.device, *, vocab_size: int) -> Callable[[], None]:

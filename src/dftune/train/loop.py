@@ -24,7 +24,7 @@ from dftune.train import checkpoint, folders, skip
 from dftune.train.beside import Beside
 from dftune.train.distributed import Strategy, lost_ranks_named, share_sequences, spread, strategy_of
 from dftune.train.examples import Schedule, Visited
-from dftune.train.kernels import use_liger
+from dftune.train.kernels import check_attention, use_liger
 from dftune.train.lora import require_peft
 from dftune.train.meter import Meter
 from dftune.train.metrics import model_flops_utilisation, peak_memory_bytes, token_metrics, validate
@@ -259,6 +259,8 @@ class _Run:
             self.world.from_main(lambda: check_scoring(self.model, vocab_size=vocab_size))
         own = [] if frozen is None or frozen.adapter is not None else [frozen]  # an adapter's base is the model itself
         spread([self.model, *own], strategy, self.recipe.distributed, self.world, self.device)
+        if strategy == "fsdp":
+            check_attention(self.model, self.device, vocab_size=vocab_size)
         if self.recipe.model.kernels == "liger":
             self.undo_kernels = use_liger([self.model, *own], self.device, vocab_size=vocab_size)
         if strategy != "fsdp":
