@@ -51,3 +51,19 @@ def test_a_whole_run_is_compared_with_trl():
     lines = [line for line in done.stdout.splitlines() if line.startswith("| tiny")]
     assert [line.split("|")[2].strip() for line in lines] == ["trl", "ours", "ours / trl"]
     assert all(line.count("|") == 7 for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed (the extra `trl`)")
+def test_switches_are_measured_beside_trl_and_recorded(tmp_path):
+    record = tmp_path / "results.md"
+    switches = ("--compile", "no", "--recompute", "full", "--scorer", "fused", "plain")
+    size = ("--shapes", "tiny", "--tokens", "128", "--steps", "1")
+    done = run("scaling.py", *size, *switches, "--record", str(record))
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines() if "| tiny" in line]
+    assert [row[3] for row in rows] == ["ours", "ours", "trl", "best ours / best trl"]
+    assert [row[6] for row in rows[:3]] == ["fused", "plain", ""]
+    for row in rows[:3]:
+        assert float(row[9].replace(",", "")) > 0 and float(row[11].replace(",", "")) > 0
+    assert record.read_text() == done.stdout

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from tests.tiny import ARCHITECTURES, VOCAB, make_model
+from torch import nn
 
+from dftune.ops.attention import document_attention
 from dftune.train.model import ScoredModel, check_scoring
 
 
@@ -68,3 +70,15 @@ def test_a_mask_is_refused_rather_than_ignored():
     model = make_model()
     with pytest.raises(ValueError, match="does not compute"):
         model.base_model(torch.zeros(1, 4, dtype=torch.long), attention_mask=torch.zeros(1, 1, 4, 4), use_cache=False)
+
+
+def test_under_autocast_attention_computes_in_its_precision_though_rotation_left_float32():
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, heads, 17, 8, generator=generator) for heads in (4, 2))
+    value = torch.randn(1, 2, 17, 8, generator=generator, dtype=torch.bfloat16)
+    halves = (query.bfloat16(), key.bfloat16(), value)
+    expected, _ = document_attention(nn.Module(), *halves, None, document_starts=[0, 9, 17])
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = document_attention(nn.Module(), query, key, value, None, document_starts=[0, 9, 17])
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)

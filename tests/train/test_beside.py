@@ -9,6 +9,7 @@ import time
 
 import pytest
 import yaml
+from tests.track.readers import read_tensorboard
 from tests.train.runs import assert_same_run, rows_of, run
 
 from dftune.evaluate.config import EvaluateConfig
@@ -75,6 +76,17 @@ def test_what_a_watcher_found_is_what_evaluating_the_checkpoints_afterwards_find
         assert beside[f"step-{step}"] == again
     assert {row["source"] for row in found.values()} == {"watch"}
     assert "1 models loaded, 2 swapped" in (recipe.output / "logs" / "watch.log").read_text()
+
+
+@pytest.mark.slow  # a watcher and an exporter take seconds to start
+def test_what_training_and_its_watcher_find_stands_in_one_tracked_run_under_the_steps_of_the_checkpoints(watched):
+    pytest.importorskip("tensorboard")
+    recipe, _ = watched("run", "track.to=[tensorboard]", "track.poll_s=0.05")
+    run(recipe)
+    tracked = read_tensorboard(recipe.output / "track" / "tensorboard")
+    assert [step for step, _ in tracked["train/loss"]] == list(range(1, 10))
+    found = rows_of(recipe.output, "evaluation")
+    assert tracked["eval/sums/greedy/accuracy"] == [(step, found[step]["accuracy"]) for step in (3, 6, 9)]
 
 
 @pytest.mark.slow  # a watcher takes seconds to start

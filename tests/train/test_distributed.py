@@ -20,7 +20,7 @@ from dftune.train.config import DistributedConfig
 from dftune.train.distributed import check_world, divided, share_sequences, spread
 from dftune.train.optim import OptimizerConfig, make_optimizer
 from dftune.train.setup import check_joined
-from dftune.train.shards import whole
+from dftune.train.shards import check_held, whole
 from dftune.train.step import NonFiniteError, Pass, train_step
 from dftune.train.world import ALONE, World
 
@@ -224,6 +224,8 @@ def nan_stops(world: World, strategy: str) -> dict:
 def scorer_outside_forward(world: World) -> str:
     scored = build(Case("sft"))
     spread([scored], "fsdp", DistributedConfig(), world, CPU)
+    with pytest.raises(ValueError, match="ddp over 2 processes, with all weights whole"):
+        check_held(scored, "ddp", world)
     weight = scored.model.get_output_embeddings().weight
     hidden, targets = torch.randn(3, weight.shape[1]), torch.tensor([1, 2, 3])
     for route in ("auto", "recompute"):
@@ -371,6 +373,21 @@ def test_a_process_alone_does_not_train_as_if_it_were_several(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(ValueError, match=r"sequence_parallel is 2, and .* each sequence is shared by 1"):
         check_joined(ALONE, sequence_parallel=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "size", "expected"),
+    [
+        ("fsdp", 2, r"fsdp over 2 processes, with all weights divided among 2 processes; \d+ of \d+ are not"),
+        ("none", 2, r"none over 2 processes, with all weights whole in every process"),
+    ],
+)
+def test_weights_that_lie_otherwise_than_the_strategy_says_stop_the_run(strategy, size, expected):
+    scored = build(Case("sft"))
+    check_held(scored, "ddp", World(0, 2))
+    check_held(scored, "none", ALONE)
+    with pytest.raises(ValueError, match=expected):
+        check_held(scored, strategy, World(0, size))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""The tables of docs/memory.md are what the arithmetic gives for the published shapes."""
+"""The tables of docs/memory.md and docs/scale.md are what the arithmetic gives for the published shapes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from dftune.train.config import LoraConfig
 from dftune.train.memory import Setting, activations_per_token, estimate, shape_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "memory.md"
+SCALE = PAGE.with_name("scale.md")
 GB = 1e9
 # Of the models' config.json: hidden, intermediate, layers, heads, key-value heads, vocabulary, tied
 PUBLISHED = {
@@ -69,6 +71,44 @@ def test_the_page_s_rows_are_what_the_arithmetic_gives(name):
     page = PAGE.read_text(encoding="utf-8")
     for row in (state_row(name), activation_row(name), adapter_row(name)):
         assert row in page
+
+
+SHARDED = Setting(8192, gradient_checkpointing="full", strategy="fsdp", ranks=8, sync_each_micro_batch=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "setting"),
+    [
+        ("| 1.5B | 8 |", Setting(8192, strategy="ddp", ranks=8)),
+        ("| 7B | 8 |", replace(SHARDED, gradient_checkpointing="selective")),
+        ("| 7B | 4 x 8 |", replace(SHARDED, gradient_checkpointing="selective", ranks=32, replicas=4)),
+        ("| 32B | 4 x 8 |", replace(SHARDED, ranks=32)),
+        ("| 32B | 8 | the same: too", SHARDED),
+        ("| 32B | 8 | the same, and `cpu_offload", replace(SHARDED, cpu_offload=True)),
+        ("| 32B | 8 | `strategy: fsdp`", replace(SHARDED, lora=True, sync_each_micro_batch=False)),
+    ],
+)
+def test_what_the_page_on_scale_says_of_a_setting_is_what_the_arithmetic_gives(start, setting):
+    (line,) = [line for line in SCALE.read_text(encoding="utf-8").splitlines() if line.startswith(start)]
+    found = estimate(shape(line.split("|")[1].strip(), LoraConfig(rank=16) if setting.lora else None), setting)
+    rest = found.total - found.lasting
+    assert line.endswith(f"| {found.lasting / GB:.1f} + {rest / GB:.1f} = {found.total / GB:.1f} |")
+    assert found.total < 0.95 * 80e9 or "too much for 80 GB" in line
+    if setting.cpu_offload:
+        assert f"{found.offloaded / GB:.1f} GB more a process in CPU memory" in line
+
+
+def test_the_lines_of_the_page_on_scale_add_up_to_its_7b_run():
+    page = SCALE.read_text(encoding="utf-8")
+    table = page[page.index("| what | how | GB |") :].split("\n\n")[0].splitlines()[2:]
+    sizes = {line.split("|")[1].strip(): float(line.split("|")[3]) for line in table}
+    found = estimate(shape("7B"), SHARDED)
+    assert sizes["together"] == round(found.total / GB, 1)
+    assert sum(sizes.values()) == pytest.approx(2 * sizes["together"], abs=0.2)
+    for name, size in (("weights, float32", found.weights), ("moments of AdamW", found.moments)):
+        assert sizes[name] == round(size / GB, 1)
+    assert sizes["activations of 8,192 tokens"] == round(found.activations / GB, 1)
+    assert sizes["scorer"] == round(found.scorer / GB, 1)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -97,6 +97,16 @@ def test_runs_are_found_in_a_folder_and_what_is_none_is_refused(tmp_path):
     problems = write_problems(tmp_path / "sums.jsonl")
     runs = [FakeTraining(tmp_path / "runs" / name, problems).path for name in ("b", "a")]
     assert find([tmp_path / "runs", runs[0]]) == [runs[1], runs[0]]
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.yaml").touch()
+    assert find([tmp_path / "study"]) == []  # begun, and no run yet
+    (tmp_path / "studies" / "study").mkdir(parents=True)
+    (tmp_path / "studies" / "study" / "study.yaml").touch()
+    assert find([tmp_path / "studies"]) == []
+    cell = FakeTraining(tmp_path / "study" / "cells" / "sft-s0", problems).path
+    trial = FakeTraining(tmp_path / "sweep" / "trials" / "trial-0", problems).path
+    assert find([tmp_path / "study"]) == [cell]
+    assert find([tmp_path]) == [cell, trial]  # runs two levels down are of a folder of folders
     with pytest.raises(ValueError, match="is no folder"):
         find([tmp_path / "nothing"])
     (tmp_path / "empty").mkdir()

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   dftune top runs
-      every run in the folder, drawn again every two seconds; Ctrl-C ends it
+      every run in the folder, those of its studies and sweeps too, drawn again every two seconds; Ctrl-C ends it
+  dftune top runs/my-study
+      the runs of a study; `dftune study status` shows its tasks
   dftune top runs/sft runs/dynamic_ft --once
       printed once, as it also is where the output is no terminal
 
@@ -29,7 +31,7 @@ is "stopped" has neither a process nor an end: `dftune train --resume` continues
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.epilog = EPILOG
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help="run folders, or folders that hold some")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUNS", help="folders of runs, studies or sweeps")
     parser.add_argument("--once", action="store_true", help="print once and stop")
     parser.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between two looks (default 2)")
 

@@ -1,12 +1,12 @@
 """Causal attention over packed rows, each document by itself, registered with transformers.
 
 Left to itself transformers isolates packed documents only when ``use_cache=False`` and no mask is given. Here the
-document bounds travel as an argument of the forward, and no (length, length) mask is ever built.
+document bounds travel as an argument of the forward, and no (length, length) mask is ever built. On a GPU a varlen
+kernel does all documents in one call.
 """
 
 from __future__ import annotations
 
-import inspect
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -16,25 +16,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dftune.ops.ulysses import SequenceGroup
+from dftune.ops.varlen import Kernel, all_documents
 
 IMPLEMENTATION = "dftune_documents"
 # Arguments that some models pass and that change the result; silently ignoring one would be another model.
 _UNSUPPORTED = ("s_aux", "position_bias", "sinks")
 
 
-def register() -> str:
-    """Make the attention known to transformers and return its name. Without a mask function it is given no mask."""
+def register(kernel: Kernel = "auto") -> str:
+    """Make the attention known to transformers and return its name. Without a mask function it is given no mask.
+
+    Args:
+        kernel: computes the documents of a packed row, see :func:`document_attention`.
+    """
     from transformers import AttentionInterface  # noqa: PLC0415  (1 s to import)
 
-    AttentionInterface.register(IMPLEMENTATION, _uncompiled())
-    return IMPLEMENTATION
+    # transformers gives a name with "flash" in it a meaning of its own
+    name = IMPLEMENTATION if kernel == "auto" else f"{IMPLEMENTATION}_{kernel.replace('flash_attention_', 'fa')}"
+    AttentionInterface.register(name, _uncompiled(kernel))
+    return name
 
 
 @cache
-def _uncompiled() -> Any:
+def _uncompiled(kernel: Kernel) -> Any:
     """The attention, left as it is inside compiled blocks: documents begin elsewhere in every batch."""
     disable: Any = torch.compiler.disable
-    return disable(document_attention)
+
+    def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return document_attention(*args, kernel=kernel, **kwargs)
+
+    return disable(attention)
 
 
 def document_attention(
@@ -51,6 +62,7 @@ def document_attention(
     document_starts: list[int] | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    kernel: Kernel = "auto",
     sequence: SequenceGroup | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -69,6 +81,9 @@ def document_attention(
         document_starts: offsets of the documents in a single packed row, with the row's length at the end.
         cu_seq_lens_q: the same as an int32 tensor on the device, for varlen kernels.
         max_length_q: longest document.
+        kernel: of packed rows. ``auto``: torch's varlen kernel on CUDA in 16 bits, where it knows the model's options;
+            ``flash_attention_2`` and ``_3``: the package of that name, on CUDA. Elsewhere, with ``sdpa``, and of rows
+            that are not packed, torch's scaled-dot-product attention, document by document.
         sequence: the ranks that share the rows; query, key and value are then of this rank's positions, and lengths
             and offsets those of the whole.
         kwargs: what else transformers passes along.
@@ -82,17 +97,16 @@ def document_attention(
             f"{type(module).__name__} asks for attention that dftune does not compute "
             f"({', '.join(given) or 'a mask or bidirectional attention'}). Use a model with plain causal attention."
         )
+    if torch.is_autocast_enabled(query.device.type):  # rotation leaves queries and keys in float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if sequence is not None:
         query, key, value = sequence.to_heads(query, key, value)
-    if document_starts is not None and _varlen_applies(query, value, dropout, softcap):
-        left = -1 if sliding_window is None else sliding_window - 1
-        q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
-        bounds, longest = (cu_seq_lens_q, cu_seq_lens_q), (max_length_q, max_length_q)
-        grouped = q.shape[1] != k.shape[1]
-        out = _varlen_kernel()(q, k, v, *bounds, *longest, scale=scaling, window_size=(left, 0), enable_gqa=grouped)
-        attended = out.unsqueeze(0)
-    else:
-        options = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap}
+    options: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap}
+    attended = None
+    if document_starts is not None:
+        attended = all_documents(kernel, query, key, value, (cu_seq_lens_q, max_length_q), **options)
+    if attended is None:
         attended = _by_document(query, key, value, document_starts, **options).transpose(1, 2)
     return attended if sequence is None else sequence.to_positions(attended), None
 
@@ -139,25 +153,3 @@ def _causal(
     scores = torch.tanh(scores / softcap) * softcap
     weights = scores.float().masked_fill(~visible, float("-inf")).softmax(-1).to(query.dtype)
     return F.dropout(weights, dropout) @ value
-
-
-@cache
-def _varlen_kernel() -> Any:
-    """``torch.nn.attention.varlen.varlen_attn`` where it takes a window and grouped queries, else None."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
-    except ImportError:
-        return None
-    known = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"window_size", "enable_gqa", "scale"} <= known.keys() else None
-
-
-def _varlen_applies(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> bool:
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] == value.shape[-1] <= 256
-        and dropout == 0.0
-        and softcap is None
-        and _varlen_kernel() is not None
-    )

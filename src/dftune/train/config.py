@@ -84,6 +84,12 @@ class ModelConfig(Config):
     """torch.compile each transformer block: slow first steps, then faster ones. Attention itself is not compiled."""
     lora: LoraConfig | None = None
     """Train a low-rank adapter and leave the model's own weights as they are; null trains all weights."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    """Of packed rows. auto: torch's own varlen kernel on CUDA, else document by document, as sdpa always does.
+    flash_attention_2 and _3: the packages flash-attn and flash-attn-3, on CUDA in bfloat16."""
+    kernels: Literal["none", "liger"] = "none"
+    """liger: Liger's kernels for norms, gated MLPs and rotations (CUDA and liger-kernel), compared with the model's own
+    layers before training begins. The head is scorer.route's."""
 
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from dftune.train.memory import is_large
 from dftune.train.model import ScoredModel, check_alike, probe, probe_documents
 from dftune.train.sequence import check_heads
 from dftune.train.setup import device_of
-from dftune.train.shards import make_mesh, shard, start_from_main
+from dftune.train.shards import check_held, make_mesh, shard, start_from_main
 from dftune.train.world import ALONE, PATIENCE, World, give_way
 
 Strategy = Literal["none", "ddp", "fsdp"]
@@ -180,6 +180,9 @@ def spread(
         config: says how to shard.
         world: the ranks.
         device: of this rank.
+
+    Raises:
+        ValueError: the weights do not lie as the strategy says.
     """
     mesh = make_mesh(world, config, device) if strategy == "fsdp" else None
     for index, model in enumerate(models):
@@ -190,6 +193,7 @@ def spread(
             model.to(device)
         if world.size > 1:
             start_from_main(model, held, device)
+        check_held(model, strategy, world)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from dftune.train.beside import Beside
 from dftune.train.distributed import Strategy, lost_ranks_named, share_sequences, spread, strategy_of
 from dftune.train.energy import EnergyMeter, total_energy
 from dftune.train.examples import Schedule, Visited
+from dftune.train.kernels import check_attention, use_liger
 from dftune.train.lora import require_peft
 from dftune.train.meter import Meter
 from dftune.train.metrics import model_flops_utilisation, peak_memory_bytes, token_metrics, validate
@@ -123,6 +124,7 @@ def train(
             with request.listening(), lost_ranks_named(world, recipe.distributed.timeout_s):
                 heard = say if world.main else _silence
                 one = _Run(recipe, data, folder, heard, world=world, counters=counters, beside=aside, request=request)
+                stack.callback(one.undo_kernels)
                 stack.callback(one.saver.wait)  # a checkpoint that is being written still needs the lock
                 one.train(resume=resume)
         except KeyboardInterrupt:
@@ -175,6 +177,7 @@ def precompute_reference(recipe: Recipe, data: PreparedDataset, *, say: Say = pr
         beside=nothing,
         request=StopRequest(),
     )
+    run.undo_kernels()
     assert run.provider.reference is not None, "the objective needs it"
     return run.provider.reference
 
@@ -208,6 +211,7 @@ class _Run:
         self.recipe, self.data, self.folder, self.say, self.world = recipe, data, folder, say, world
         self.counters, self.beside, self.request = counters, beside, request
         self.device = device_of(recipe.train.device, world.local_rank)
+        self.undo_kernels: Callable[[], None] = lambda: None
         set_threads(recipe.train.threads, num_processes=world.local_size)
         from transformers import AutoTokenizer  # noqa: PLC0415
 
@@ -257,6 +261,10 @@ class _Run:
             self.world.from_main(lambda: check_scoring(self.model, vocab_size=vocab_size))
         own = [] if frozen is None or frozen.adapter is not None else [frozen]  # an adapter's base is the model itself
         spread([self.model, *own], strategy, self.recipe.distributed, self.world, self.device)
+        if strategy == "fsdp":
+            check_attention(self.model, self.device, vocab_size=vocab_size)
+        if self.recipe.model.kernels == "liger":
+            self.undo_kernels = use_liger([self.model, *own], self.device, vocab_size=vocab_size)
         if strategy != "fsdp":
             self.world.from_main(lambda: check_scoring(self.model, vocab_size=vocab_size))
         share_sequences([self.model, *own], self.world, vocab_size=vocab_size, device=self.device)

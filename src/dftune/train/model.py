@@ -113,7 +113,7 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
-    implementation = attention.register()
+    implementation = attention.register(config.attention)
     if config.scratch is not None:
         with making_a_model(), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -232,7 +232,7 @@ def check_scoring(scored: ScoredModel, *, vocab_size: int) -> None:
     """
     route = scored.scorer.route if scored.scorer.route in ("triton", "liger") else "auto"
     model, device = scored.model, next(scored.parameters()).device
-    was_training = model.training
+    was_training, implementation = model.training, model.config._attn_implementation
     model.eval()
     try:
         documents = probe_documents(vocab_size, device)
@@ -241,7 +241,7 @@ def check_scoring(scored: ScoredModel, *, vocab_size: int) -> None:
         with torch.autocast(device.type, scored.precision, enabled=scored.precision != torch.float32):
             expected = torch.cat([_own_logps(model, document[None]) for document in documents])
     finally:
-        model.set_attn_implementation(attention.register())
+        model.set_attn_implementation(implementation)
         model.train(was_training)
     difference = "log-probabilities of packed documents differ from the model's own"
     check_alike(scored, found, expected, difference, "Its logits or its attention are computed")

@@ -50,7 +50,7 @@ def require_bitsandbytes(what: str, instead: str) -> None:
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(
-            f"{what} needs bitsandbytes, which is not installed: pip install bitsandbytes. Or set {instead}."
+            f"{what} needs bitsandbytes, which is not installed: pip install 'dftune[quantize]'. Or set {instead}."
         )
 
 

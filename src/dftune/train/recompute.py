@@ -19,6 +19,9 @@ _KEPT = frozenset(
         "aten._scaled_dot_product_efficient_attention",
         "aten._scaled_dot_product_cudnn_attention",
         "aten._flash_attention_forward",
+        "flash_attn._flash_attn_forward",
+        "flash_attn._flash_attn_varlen_forward",
+        "flash_attn_3._flash_attn_forward",
         "torch_attn._varlen_attn",
     }
 )

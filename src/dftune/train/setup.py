@@ -19,6 +19,7 @@ from dftune.objectives import Objective
 from dftune.ops.route import default_budget, has_liger, has_triton
 from dftune.ops.token_logps import choose_route
 from dftune.recipe import Recipe
+from dftune.train.kernels import check_kernels
 from dftune.train.lora import Adapter
 from dftune.train.model import ScoredModel, load_model
 from dftune.train.optim import require_bitsandbytes
@@ -113,7 +114,9 @@ def check_options(recipe: Recipe) -> None:
     Raises:
         ValueError: says why, and what to do.
     """
-    cuda = device_of(recipe.train.device).type == "cuda"
+    device = device_of(recipe.train.device)
+    check_kernels(recipe.model, device, precision_of(recipe.train.precision, device))
+    cuda = device.type == "cuda"
     sharded = recipe.distributed.strategy == "fsdp"
     if recipe.optimizer.name == "adamw_8bit":
         what, instead = "optimizer.name=adamw_8bit", "optimizer.name=adamw"

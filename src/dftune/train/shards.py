@@ -68,6 +68,29 @@ def shard(scored: ScoredModel, mesh: DeviceMesh, config: DistributedConfig, *, t
     scored.register_forward_hook(_give_back)
 
 
+def check_held(scored: ScoredModel, strategy: str, world: World) -> None:
+    """Compare how the weights lie after start-up with the strategy that was to be: nothing falls back in silence.
+
+    Args:
+        scored: as it will be trained.
+        strategy: ``none``, ``ddp`` or ``fsdp``.
+        world: the ranks.
+
+    Raises:
+        ValueError: they lie otherwise.
+    """
+    weights = list(scored.parameters())
+    over = [value.device_mesh.size() if isinstance(value, DTensor) else 0 for value in weights]
+    expected = world.size if strategy == "fsdp" else 0
+    wrong = sum(size != expected for size in over)
+    if wrong or (strategy == "none" and world.size > 1):
+        wanted = f"divided among {expected} processes" if expected else "whole in every process"
+        raise ValueError(
+            f"distributed.strategy came to {strategy} over {world.size} processes, with all weights {wanted}; {wrong} "
+            f"of {len(weights)} are not, so this is not the run that was asked for. Please report the architecture."
+        )
+
+
 def _give_back(scored: ScoredModel, inputs: Any, output: Any) -> None:
     """After a forward that no backward follows, nothing else would shard the root again."""
     if not torch.is_grad_enabled() and not scored.keep_whole:

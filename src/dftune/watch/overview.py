@@ -162,8 +162,15 @@ def _figure(value: Any) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+_INSIDE = ("*", "cells/*", "trials/*", "*/cells/*", "*/trials/*")
+"""Where runs lie in a folder of runs, in a study and in a sweep, and in a folder of those."""
+
+
+_BEGUN = ("study.yaml", "sweep.yaml", "*/study.yaml", "*/sweep.yaml")
+
+
 def find(paths: Sequence[Path]) -> list[Path]:
-    """The training runs that paths name: each itself, or those directly inside; begun or not.
+    """The training runs that paths name: each itself, or those inside it and inside its studies and sweeps.
 
     Raises:
         ValueError: a folder is missing, or holds no run.
@@ -173,8 +180,10 @@ def find(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             raise ValueError(f"{path} is no folder. Give run folders, or a folder that holds some.")
         own = (path / "recipe.yaml").is_file()
-        inside = [path] if own else sorted(child.parent for child in path.glob("*/recipe.yaml"))
-        if not inside:
-            raise ValueError(f"{path} holds no training run: no recipe.yaml in it or one level down.")
+        inside = [path] if own else [run.parent for at in _INSIDE for run in sorted(path.glob(f"{at}/recipe.yaml"))]
+        if not inside and not any(any(path.glob(name)) for name in _BEGUN):
+            raise ValueError(
+                f"{path} holds no training run: no recipe.yaml in it or one level down, and no study or sweep."
+            )
         found += inside
     return list({path.resolve(): path for path in found}.values())
