@@ -10,43 +10,30 @@ from typing import Any
 
 import torch
 
-from dftune.data.batches import Example, MicroBatch, micro_batches
+from dftune.data.batches import Example, MicroBatch
 from dftune.data.dataset import PreparedDataset
-from dftune.data.hub import from_pretrained
-from dftune.data.prompts import PromptFormat, recorded_format
-from dftune.environment import describe_environment, set_threads
 from dftune.objectives import get_objective
 from dftune.progress import Progress
 from dftune.recipe import Recipe
 from dftune.run import RunFolder, Watch
 from dftune.stopped import Stopped
 from dftune.train import checkpoint, folders, skip
+from dftune.train.assemble import Assembled
 from dftune.train.beside import Beside
-from dftune.train.distributed import Strategy, lost_ranks_named, share_sequences, spread, strategy_of
+from dftune.train.distributed import lost_ranks_named
 from dftune.train.energy import EnergyMeter, total_energy
-from dftune.train.examples import Schedule, Visited
-from dftune.train.kernels import check_attention, use_liger
 from dftune.train.lora import require_peft
 from dftune.train.meter import Meter
 from dftune.train.metrics import model_flops_utilisation, peak_memory_bytes, token_metrics, validate
-from dftune.train.model import ScoredModel, check_scoring, frozen_copy
 from dftune.train.needs import check_recipe
-from dftune.train.optim import learning_rate, make_optimizer
-from dftune.train.provide import Provider
-from dftune.train.reference import StoredLogps, reference_logps
+from dftune.train.optim import learning_rate
+from dftune.train.reference import StoredLogps
 from dftune.train.saver import Saver
 from dftune.train.setup import (
-    base_fingerprint,
     check_base,
     check_joined,
-    device_of,
-    objective_row,
-    prepare_export,
-    reference_key,
-    route_of,
-    scored_model,
 )
-from dftune.train.step import NonFiniteError, Pass, StepResult, train_step
+from dftune.train.step import NonFiniteError, StepResult, train_step
 from dftune.train.stop import StopRequest
 from dftune.train.world import ALONE, World
 
@@ -166,17 +153,7 @@ def precompute_reference(recipe: Recipe, data: PreparedDataset, *, say: Say = pr
         )
     if recipe.model.lora is not None:
         require_peft()
-    nothing = Beside(recipe, say)  # which is not started
-    run = _Run(
-        recipe,
-        data,
-        RunFolder(recipe.output),
-        say,
-        world=ALONE,
-        counters=Counters(),
-        beside=nothing,
-        request=StopRequest(),
-    )
+    run = Assembled(recipe, data, say)
     run.undo_kernels()
     assert run.provider.reference is not None, "the objective needs it"
     return run.provider.reference
@@ -193,8 +170,8 @@ def _try_log_failure(folder: RunFolder, step: int, error: Exception) -> None:
         return
 
 
-class _Run:
-    """One run, as this process takes part in it: everything is set up, checked and then trained, in that order."""
+class _Run(Assembled):
+    """One run, as this process takes part in it: what is set up and checked is trained, saved and exported."""
 
     def __init__(
         self,
@@ -208,85 +185,24 @@ class _Run:
         beside: Beside,
         request: StopRequest,
     ) -> None:
-        self.recipe, self.data, self.folder, self.say, self.world = recipe, data, folder, say, world
-        self.counters, self.beside, self.request = counters, beside, request
-        self.device = device_of(recipe.train.device, world.local_rank)
-        self.undo_kernels: Callable[[], None] = lambda: None
-        set_threads(recipe.train.threads, num_processes=world.local_size)
-        from transformers import AutoTokenizer  # noqa: PLC0415
-
-        self.objective = get_objective(recipe.objective.name, **recipe.objective.options)
-        grouped = "groups" in self.objective.needs
-        self.examples = Visited(data.train, recipe.data, grouped)
-        self.held_out = Visited(data.validation, recipe.data, grouped)
-        self.schedule = Schedule.of(recipe.train, len(self.examples), recipe.seed)
-        self.tokenizer = from_pretrained(AutoTokenizer, str(data.tokenizer_folder), None, "data.prepared")
-        self.format: PromptFormat = recorded_format(data.manifest["prompt_format"], self.tokenizer)
-        self.end_token_id = self.format.end_token_id(self.tokenizer)
-        self.base_fingerprint = base_fingerprint(recipe)
-        self.model = scored_model(recipe, self.tokenizer, self.device, world)
-        self.num_parameters = sum(parameter.numel() for _, parameter in self.model.base_parameters())
-        frozen = frozen_copy(self.model) if "ref_kl" in self.objective.needs else None
-        self.strategy = self._spread(frozen)
-        self.optimizer = make_optimizer(self.model, recipe.optimizer)
-        self.provider = Provider(
-            self.objective,
-            self.model,
-            self._reference,
-            examples=self.examples,
-            schedule=self.schedule,
-            make_batches=self._batches,
-            inner_loop=recipe.train.inner_loop,
-            frozen=frozen,
-            world=world,
-        )
-        self.how = Pass(
-            self.provider.supply,
-            route=route_of(self.model, self.objective, self.examples.all, recipe.train.micro_batch_tokens),
-            normalization=recipe.train.normalization,
-            world=world,
-            sync_each=recipe.distributed.sync_each_micro_batch,
-        )
+        super().__init__(recipe, data, say, world=world)
+        self.folder, self.counters, self.beside, self.request = folder, counters, beside, request
         self.saver = Saver(
             folder.checkpoints, background=recipe.train.background_checkpoints, done=self._saved, world=world
         )
-        prepare_export(self.model.model, self.tokenizer, self.format)
         self.energy = EnergyMeter(self.device, reads_cpu=world.local_rank == 0)
-
-    def _spread(self, frozen: ScoredModel | None) -> Strategy:
-        """Check the model and put it on its device, or devices."""
-        strategy = strategy_of(self.recipe.distributed, self.world, self.model, self.device)
-        vocab_size = len(self.tokenizer)
-        if strategy == "fsdp":  # once it is sharded, its own forward cannot be called to compare with
-            self.world.from_main(lambda: check_scoring(self.model, vocab_size=vocab_size))
-        own = [] if frozen is None or frozen.adapter is not None else [frozen]  # an adapter's base is the model itself
-        spread([self.model, *own], strategy, self.recipe.distributed, self.world, self.device)
-        if strategy == "fsdp":
-            check_attention(self.model, self.device, vocab_size=vocab_size)
-        if self.recipe.model.kernels == "liger":
-            self.undo_kernels = use_liger([self.model, *own], self.device, vocab_size=vocab_size)
-        if strategy != "fsdp":
-            self.world.from_main(lambda: check_scoring(self.model, vocab_size=vocab_size))
-        share_sequences([self.model, *own], self.world, vocab_size=vocab_size, device=self.device)
-        return strategy
 
     def _log(self, kind: str, **fields: Any) -> None:
         if self.world.main:
             self.folder.log(kind, self.counters.step, **fields)
-
-    def _reference(self) -> StoredLogps:
-        examples = self.examples.all() + self.held_out.all()
-        key = reference_key(self.recipe, self.data, self.model, self.format)
-        folder = self.data.folder / "reference"
-        return reference_logps(self.model, examples, self._batches, folder, key, say=self.say, world=self.world)
 
     def train(self, *, resume: bool) -> None:
         """The whole run, from the newest checkpoint if there is one to resume."""
         torch.manual_seed(self.recipe.seed + self.world.rank)  # what is dropped differs from rank to rank
         resumed = self._resume() if resume else False
         if not resumed and self.world.main:
-            self.folder.write_manifest(self._manifest())
-        self.say(self._headline())
+            self.folder.write_manifest(self.manifest())
+        self.say(self.headline())
         self._log("start", num_steps=self.schedule.num_steps, resumed=resumed)
         self.model.train()
         self.request.training = True
@@ -370,7 +286,7 @@ class _Run:
         step = self.counters.step
         self.provider.begin(step)
         examples = self.examples.of(self.schedule.visits(step))
-        batches = self._batches(examples)
+        batches = self.batches(examples)
         logged = self._is_logged(step + 1)
         try:
             result = train_step(
@@ -392,21 +308,6 @@ class _Run:
 
     def _is_logged(self, step: int) -> bool:
         return step % self.recipe.train.log_every == 0 or step == self.schedule.num_steps
-
-    def _batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        settings = self.recipe.train
-        pad = self.tokenizer.pad_token_id
-        batches = micro_batches(
-            examples,
-            max_tokens=settings.micro_batch_tokens,
-            parts=self.recipe.distributed.sequence_parallel,
-            max_examples=settings.micro_batch_size,
-            packing=settings.packing,
-            pad_id=self.end_token_id if pad is None else pad,
-            rank=self.world.data.rank,
-            num_ranks=self.world.data.size,
-        )
-        return [batch.to(self.device) for batch in batches]
 
     def _log_step(self, result: StepResult, meter: Meter) -> dict[str, Any]:
         step = self.counters.step
@@ -435,7 +336,7 @@ class _Run:
         self.counters.validated = self.counters.step
         if len(self.held_out) == 0:
             return
-        batches = self._batches(self.held_out.of((0, index) for index in range(len(self.held_out))))
+        batches = self.batches(self.held_out.of((0, index) for index in range(len(self.held_out))))
         row = validate(self.model, self.objective, batches, self.end_token_id, self.how.supply, world=self.world.data)
         self._log("validation", **row)
         self.say(f"step {self.counters.step}: held-out nll {row['nll']:.4f} over {row['num_tokens']:,} tokens")
@@ -502,50 +403,3 @@ class _Run:
         self.say(
             f"step {step} skipped, {self.counters.skipped} of at most {limit}: {error}; its examples are in {path}"
         )
-
-    def _manifest(self) -> dict[str, Any]:
-        reference = self.provider.reference
-        return {
-            "name": self.recipe.name,
-            "kind": "train",
-            **describe_environment(str(self.device)),
-            "seed": self.recipe.seed,
-            "objective": objective_row(self.objective),
-            "model": {
-                "path": self.recipe.model.path,
-                "num_parameters": self.num_parameters,
-                "num_trained_parameters": self.num_trained_parameters,
-                "fingerprint": self.base_fingerprint,
-            },
-            "data": self.data.manifest,
-            "tokenizer_fingerprint": self.data.manifest["tokenizer_fingerprint"],
-            "prompt_format": self.format.record(),
-            "reference": None if reference is None else reference.fingerprint,
-            "scorer": self.how.route,
-            "scorer_settings": self.recipe.scorer.model_dump(),
-            "precision": str(self.model.precision).removeprefix("torch."),
-            "distributed": {
-                "world_size": self.world.size,
-                "strategy": self.strategy,
-                "replicas": self.recipe.distributed.replicas if self.strategy == "fsdp" else self.world.size,
-                "sequence_parallel": self.recipe.distributed.sequence_parallel,
-            },
-        }
-
-    def _headline(self) -> str:
-        num_steps, lora = self.schedule.num_steps, self.recipe.model.lora
-        trained = f" and {self.num_trained_parameters / 1e6:.3g} M of a LoRA adapter, which are trained" if lora else ""
-        parts = "" if self.world.sequence is None else f", {self.world.sequence.size} to a sequence"
-        ranks = "" if self.strategy == "none" else f", {self.strategy} over {self.world.size} processes{parts}"
-        return (
-            f"{self.recipe.name}: {self.objective.name}, {self.num_parameters / 1e6:.2f} M parameters{trained}, "
-            f"{len(self.examples):,} examples, {num_steps:,} steps of {self.recipe.train.batch_size} "
-            f"({self.schedule.epoch(num_steps):.2f} epochs), {self.device}, "
-            f"{str(self.model.precision).removeprefix('torch.')}, {torch.get_num_threads()} threads, "
-            f"{self.how.route} scorer{ranks}"
-        )
-
-    @property
-    def num_trained_parameters(self) -> int:
-        """All of them, or those of the adapter."""
-        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
