@@ -18,7 +18,7 @@ def require(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if name == "cpu" and not IS_INTERPRETED:
-        pytest.skip("without TRITON_INTERPRET=1; test_triton_launch.py runs these in a process that has it")
+        pytest.skip("without TRITON_INTERPRET=1; a slow test runs these in a process that has it")
     return torch.device(name)
 
 
