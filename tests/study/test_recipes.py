@@ -37,10 +37,10 @@ def test_every_sweep_can_be_trained_as_it_stands(name):
     load_sweep(RECIPES / name).check()
 
 
-def test_the_study_on_arithmetic_is_six_objectives_three_rates_three_seeds_and_two_conditions():
+def test_the_study_on_arithmetic_is_six_objectives_four_rates_three_seeds_and_two_conditions():
     plan = Plan(load_study(RECIPES / "studies" / "arithmetic.yaml"))
     cells = plan.first_cells
-    assert len(cells) == 6 * 3 * 3 * 2
+    assert len(cells) == 6 * 4 * 3 * 2
     assert {cell.key[1] for cell in cells} == {"right", "wrong-30"}
 
 
