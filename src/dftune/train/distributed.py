@@ -59,7 +59,8 @@ def check_world(config: DistributedConfig) -> int:
     for name, parts in (("replicas", config.replicas), ("sequence_parallel", config.sequence_parallel)):
         if size % parts:
             raise ValueError(
-                f"distributed.{name} is {parts}, and {size} processes cannot be divided into so many equal parts."
+                f"distributed.{name} is {parts}, and the number of processes, {size}, is no multiple of it. Start one: "
+                f"`dftune train --nproc {parts} RECIPE`, or set distributed.{name}=1."
             )
     return size
 
