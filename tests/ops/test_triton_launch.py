@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tests.interpreter import assert_passes_under_the_interpreter
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -79,15 +79,7 @@ def test_a_tiles_operands_fit_the_shared_memory_even_with_float32_weights(operan
 @pytest.mark.slow
 @pytest.mark.skipif(IS_INTERPRETED, reason="this process runs them itself")
 def test_the_routes_pass_their_tests_under_the_interpreter():
-    # in a process of its own: Triton decides when it is first imported, for everything in the process
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider"]
-    command += ["tests/ops/test_triton_routes.py"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout
-    assert " passed" in run.stdout
-    assert "skipped" not in run.stdout
+    assert_passes_under_the_interpreter("tests/ops/test_triton_routes.py")
 
 
 @pytest.mark.slow

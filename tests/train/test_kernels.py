@@ -1,12 +1,8 @@
 """Kernels of optional packages are refused where they are not there, before data are prepared."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tests.interpreter import assert_passes_under_the_interpreter
 from tests.tiny import VOCAB, make_scored
 from tests.train.runs import run
 from transformers import AttentionInterface
@@ -68,12 +64,4 @@ def test_attention_that_computes_something_else_is_refused_after_the_model_was_p
 @pytest.mark.slow
 @pytest.mark.skipif(not has_liger(), reason="the package liger-kernel is not installed")
 def test_liger_s_layers_pass_their_tests_under_the_interpreter():
-    # in a process of its own: Triton decides when it is first imported, for everything in the process
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider"]
-    command += ["tests/train/test_liger_layers.py"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    assert_passes_under_the_interpreter("tests/train/test_liger_layers.py")
