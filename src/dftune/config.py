@@ -159,6 +159,13 @@ def describe(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield f"  {prefix}{name}  ({kind}; {value})\n      {_one_line(field.description)}"
 
 
+def describe_with(section: type[BaseModel], name: str, key: str, member: type[BaseModel]) -> Iterator[str]:
+    """The same of a recipe's section, and of what one of its keys holds several of."""
+    yield from describe(section, f"{name}.")
+    yield f"\neach of {name}.{key}:"
+    yield from describe(member)
+
+
 def _type_name(annotation: Any) -> str:
     """A type as a person writes it, without the limits that pydantic keeps beside it."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)

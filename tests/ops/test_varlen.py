@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dftune.ops.attention import document_attention
-from dftune.ops.varlen import PACKAGES, flash, refusal
+from dftune.ops.varlen import PACKAGES, AttentionOptions, flash, refusal
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 STARTS = [0, 9, 10, 17]
@@ -69,8 +69,9 @@ def package(tmp_path, monkeypatch):
 def test_a_packed_row_given_to_flash_attention_is_its_documents_one_by_one(package, options):
     bounds, upstream = torch.tensor(STARTS, dtype=torch.int32), torch.randn(1, 17, 4, 8)
     own = rows()
-    settings = {"scaling": None, "window": None, "softcap": None, "dropout": 0.0} | options
-    out = flash("flash_attention_3", *(x.transpose(1, 2) for x in own), (bounds, 9), **settings)
+    out = flash(
+        "flash_attention_3", *(x.transpose(1, 2) for x in own), (bounds, 9), options=AttentionOptions(**options)
+    )
     renamed = {"sliding_window" if name == "window" else name: value for name, value in options.items()}
     wanted, _ = document_attention(nn.Module(), *own, None, document_starts=STARTS, kernel="sdpa", **renamed)
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-6)
@@ -82,7 +83,7 @@ def test_a_packed_row_given_to_flash_attention_is_its_documents_one_by_one(packa
 def test_dropout_that_flash_attention_3_would_leave_out_is_refused(package):
     bounds = torch.tensor(STARTS, dtype=torch.int32)
     with pytest.raises(ValueError, match="has no dropout"):
-        flash("flash_attention_3", *rows(), (bounds, 9), scaling=None, dropout=0.1, window=None, softcap=None)
+        flash("flash_attention_3", *rows(), (bounds, 9), options=AttentionOptions(dropout=0.1))
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,5 @@ def _keys() -> int:
     from dftune import config  # noqa: PLC0415
     from dftune.study.config import ObjectiveChoice, StudyConfig  # noqa: PLC0415
 
-    print("\n".join(config.describe(StudyConfig, "study.")))
-    print("\neach of study.objectives:")
-    print("\n".join(config.describe(ObjectiveChoice)))
+    print("\n".join(config.describe_with(StudyConfig, "study", "objectives", ObjectiveChoice)))
     return 0

@@ -86,7 +86,5 @@ def _keys() -> int:
     from dftune import config  # noqa: PLC0415
     from dftune.sweep.config import Dimension, SweepConfig  # noqa: PLC0415
 
-    print("\n".join(config.describe(SweepConfig, "sweep.")))
-    print("\neach of sweep.space:")
-    print("\n".join(config.describe(Dimension)))
+    print("\n".join(config.describe_with(SweepConfig, "sweep", "space", Dimension)))
     return 0

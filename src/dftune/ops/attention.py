@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dftune.ops.ulysses import SequenceGroup
-from dftune.ops.varlen import Kernel, all_documents
+from dftune.ops.varlen import AttentionOptions, Kernel, all_documents
 
 IMPLEMENTATION = "dftune_documents"
 # Arguments that some models pass and that change the result; silently ignoring one would be another model.
@@ -102,38 +102,30 @@ def document_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if sequence is not None:
         query, key, value = sequence.to_heads(query, key, value)
-    options: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "softcap": softcap}
+    options = AttentionOptions(scaling, dropout, sliding_window, softcap)
     attended = None
     if document_starts is not None:
-        attended = all_documents(kernel, query, key, value, (cu_seq_lens_q, max_length_q), **options)
+        attended = all_documents(kernel, query, key, value, (cu_seq_lens_q, max_length_q), options=options)
     if attended is None:
-        attended = _by_document(query, key, value, document_starts, **options).transpose(1, 2)
+        attended = _by_document(query, key, value, document_starts, options).transpose(1, 2)
     return attended if sequence is None else sequence.to_positions(attended), None
 
 
 def _by_document(
-    query: Tensor, key: Tensor, value: Tensor, document_starts: list[int] | None, **options: Any
+    query: Tensor, key: Tensor, value: Tensor, document_starts: list[int] | None, options: AttentionOptions
 ) -> Tensor:
     if document_starts is None:
-        return _causal(query, key, value, **options)
+        return _causal(query, key, value, options)
     documents = []
     for start, end in pairwise(document_starts):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
-        documents.append(_causal(q, k, v, **options))
+        documents.append(_causal(q, k, v, options))
     return torch.cat(documents, dim=2)
 
 
-def _causal(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def _causal(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
     length = query.shape[2]
+    scaling, dropout, window, softcap = options.scaling, options.dropout, options.window, options.softcap
     if softcap is None and (window is None or window >= length):
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=length > 1, dropout_p=dropout, scale=scaling, enable_gqa=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -19,6 +20,23 @@ PACKAGES: Mapping[str, tuple[str, str, tuple[int, int]]] = {
 """Module, package and least compute capability of each kernel that is not torch's."""
 
 
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What models ask of causal attention beside queries, keys and values.
+
+    Attributes:
+        scaling: multiplies the scores; None is 1 / sqrt(head size).
+        dropout: probability on the attention weights.
+        window: a token sees itself and this many minus one before it; None is all of them.
+        softcap: bound of the scores.
+    """
+
+    scaling: float | None = None
+    dropout: float = 0.0
+    window: int | None = None
+    softcap: float | None = None
+
+
 def all_documents(
     kernel: Kernel,
     query: Tensor,
@@ -26,10 +44,7 @@ def all_documents(
     value: Tensor,
     documents: tuple[Tensor | None, int | None],
     *,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    softcap: float | None,
+    options: AttentionOptions,
 ) -> Tensor | None:
     """Causal attention within each document.
 
@@ -39,10 +54,7 @@ def all_documents(
         key: (1, key-value heads, length, head size).
         value: as ``key``.
         documents: (documents + 1,) int32, their offsets with the length at the end; and how long the longest is.
-        scaling: multiplies the scores.
-        dropout: probability on the attention weights.
-        window: a token sees itself and this many minus one before it.
-        softcap: bound of the scores.
+        options: of the model.
 
     Returns:
         (1, length, heads, head size); None where the kernel does not compute this: on a CPU, in float32, and for
@@ -55,15 +67,15 @@ def all_documents(
         return None
     q, k, v = (x.transpose(1, 2).contiguous() for x in (query, key, value))
     if kernel != "auto":
-        return flash(kernel, q, k, v, documents, scaling=scaling, dropout=dropout, window=window, softcap=softcap)
+        return flash(kernel, q, k, v, documents, options=options)
     varlen_attn = _varlen_attn()
-    if varlen_attn is None or dropout or softcap is not None or not q.shape[-1] == v.shape[-1] <= 256:
+    if varlen_attn is None or options.dropout or options.softcap is not None or not q.shape[-1] == v.shape[-1] <= 256:
         return None
     q, k, v = (x.squeeze(0) for x in (q, k, v))
-    left, grouped = -1 if window is None else window - 1, q.shape[1] != k.shape[1]
+    left, grouped = -1 if options.window is None else options.window - 1, q.shape[1] != k.shape[1]
     (bounds, longest), window_size = documents, (left, 0)
     out: Tensor = varlen_attn(
-        q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=window_size, enable_gqa=grouped
+        q, k, v, bounds, bounds, longest, longest, scale=options.scaling, window_size=window_size, enable_gqa=grouped
     )
     return out.unsqueeze(0)
 
@@ -75,10 +87,7 @@ def flash(
     value: Tensor,
     documents: tuple[Tensor | None, int | None],
     *,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-    softcap: float | None,
+    options: AttentionOptions,
 ) -> Tensor:
     """The same by a FlashAttention package, called as transformers calls it; tensors are (1, length, heads, size).
 
@@ -87,8 +96,10 @@ def flash(
     """
     from transformers.modeling_flash_attention_utils import _flash_attention_forward  # noqa: PLC0415  (1 s to import)
 
-    if dropout and kernel == "flash_attention_3":
-        raise ValueError(f"model.attention=flash_attention_3 has no dropout, and the model asks for {dropout:g}.")
+    if options.dropout and kernel == "flash_attention_3":
+        raise ValueError(
+            f"model.attention=flash_attention_3 has no dropout, and the model asks for {options.dropout:g}."
+        )
     bounds, longest = documents
     out: Tensor = _flash_attention_forward(
         query,
@@ -97,10 +108,10 @@ def flash(
         attention_mask=None,
         query_length=query.shape[1],
         is_causal=True,
-        dropout=dropout,
-        softmax_scale=scaling,
-        sliding_window=window,
-        softcap=softcap,
+        dropout=options.dropout,
+        softmax_scale=options.scaling,
+        sliding_window=options.window,
+        softcap=options.softcap,
         cu_seq_lens_q=bounds,
         cu_seq_lens_k=bounds,
         max_length_q=longest,

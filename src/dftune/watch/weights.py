@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class Target:
             shutil.rmtree(path, ignore_errors=True)
 
 
-class Server:
-    """One server whose weights can be changed."""
+class Connection:
+    """To one server."""
 
     def __init__(self, url: str, model: str, config: EvaluateConfig) -> None:
         from openai import OpenAI  # noqa: PLC0415
@@ -103,13 +104,17 @@ class Server:
                     raise ConnectionError(f"{self.name}: {fault.reason}") from error
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
+
+class Server(Connection, ABC):
+    """One server whose weights can be changed."""
+
+    @abstractmethod
     def put(self, target: Target, folder: Path) -> None:
         """Have it take on the weights of a model; that it says so proves nothing yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def doubt(self, target: Target) -> str | None:
         """Why it does not answer with these weights; None where it does."""
-        raise NotImplementedError
 
 
 class OwnServer(Server):
@@ -197,12 +202,13 @@ def meet(url: str, config: EvaluateConfig) -> Server:
     Raises:
         ValueError: it does not answer, or its weights cannot be changed.
     """
-    server = Server(url, "", config)
+    server = Connection(url, "", config)
     try:
         listed = server.ask("/models", outage_s=0.0).get("data") or [{}]
     except ConnectionError as error:
         raise ValueError(f"{error}. Start it before the watcher: dftune serve RUN --swap.") from error
-    kind = {OWNER: OwnServer, "vllm": VllmServer}.get(str(listed[0].get("owned_by")))
+    kinds: dict[str, type[Server]] = {OWNER: OwnServer, "vllm": VllmServer}
+    kind = kinds.get(str(listed[0].get("owned_by")))
     if kind is None:
         raise ValueError(
             f"{server.name} is neither vLLM nor `dftune serve RUN --swap`: a watcher cannot change its weights."
