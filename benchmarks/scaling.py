@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from demo_recipe import write_recipe
 from train_step import SETTINGS, Setting, make_examples, make_model, now, run_trl, summary
 
 SHAPES = {
@@ -86,32 +87,6 @@ def checkpoints(repeats: int) -> None:
         print(f"| {'in the background' if background else 'at once'} | {blocked:.2f} | {whole:.2f} |", flush=True)
 
 
-def write_recipe(folder: Path, steps: int) -> Path:
-    import yaml
-
-    from dftune.demo.problems import generate
-    from dftune.demo.run import BASE_MODEL, write_problems
-
-    write_problems(folder / "train.jsonl", generate(600, seed=0, split="train"))
-    recipe = {
-        "name": "run",
-        "output": str(folder / "run"),
-        "data": {
-            "source": str(folder / "train.jsonl"),
-            "prompt_format": "plain",
-            "max_length": 256,
-            "prepared": str(folder / "prepared"),
-        },
-        "model": {"path": str(BASE_MODEL)},
-        "objective": {"name": "dynamic_ft"},
-        "optimizer": {"lr": 3e-4},
-        "train": {"steps": steps, "batch_size": 64, "micro_batch_tokens": 4096, "device": "cpu", "threads": 1},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
-
-
 def tokens_per_s(recipe: Path, ranks: int, strategy: str, parts: int) -> float:
     """The median over the steps of a run, the first two left out."""
     from dftune.files import read_jsonl
@@ -134,7 +109,8 @@ def processes(rounds: int, steps: int) -> None:
     ways = [(1, "none", 1), (2, "ddp", 1), (2, "fsdp", 1), (2, "ddp", 2), (2, "fsdp", 2)]
     found: dict[tuple[int, str, int], list[float]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as folder:
-        recipe = write_recipe(Path(folder), steps)
+        train = {"steps": steps, "batch_size": 64, "micro_batch_tokens": 4096, "device": "cpu", "threads": 1}
+        recipe = write_recipe(Path(folder), 600, train=train)
         for _ in range(rounds):
             for way in ways:
                 found[way].append(tokens_per_s(recipe, *way))

@@ -19,36 +19,24 @@ import tempfile
 import time
 from pathlib import Path
 
+from demo_recipe import write_recipe
+
 WAYS = ("alone", "watcher on another core", "watcher on the same core")
 
 
 def write_inputs(folder: Path, num_train: int, num_test: int) -> Path:
-    import yaml
-
     from dftune.demo.problems import generate
-    from dftune.demo.run import BASE_MODEL, write_problems
+    from dftune.demo.run import write_problems
 
-    write_problems(folder / "train.jsonl", generate(num_train + 40, seed=0, split="train"))
-    write_problems(folder / "arithmetic.jsonl", generate(num_test, seed=0, split="test"))
-    recipe = {
-        "name": "run",
-        "output": str(folder / "run"),
-        "data": {
-            "source": str(folder / "train.jsonl"),
-            "prompt_format": "plain",
-            "max_length": 256,
-            "validation": 40,
-            "prepared": str(folder / "prepared"),
-        },
-        "model": {"path": str(BASE_MODEL)},
-        "objective": {"name": "dynamic_ft"},
-        "optimizer": {"lr": 3e-4},
-        "train": {"epochs": 1, "batch_size": 32, "checkpoint_every": 5, "device": "cpu", "threads": 1},
-        "evaluate": {"benchmarks": [str(folder / "arithmetic.jsonl")], "max_tokens": 64},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+    problems = folder / "arithmetic.jsonl"
+    write_problems(problems, generate(num_test, seed=0, split="test"))
+    return write_recipe(
+        folder,
+        num_train + 40,
+        data={"validation": 40},
+        train={"epochs": 1, "batch_size": 32, "checkpoint_every": 5, "device": "cpu", "threads": 1},
+        evaluate={"benchmarks": [str(problems)], "max_tokens": 64},
+    )
 
 
 def bound(core: int, *arguments: str) -> list[str]:

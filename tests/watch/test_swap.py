@@ -14,7 +14,7 @@ import pytest
 from tests.generate.scripted_server import ScriptedServer
 from tests.tiny import make_model
 from tests.train.runs import run
-from tests.watch.folders import RIGHT, FakeTraining, write_problems
+from tests.watch.folders import RIGHT, FakeTraining
 from tests.watch.stand_in import StandIn, save_random
 
 from dftune.commands.train import _evaluate
@@ -29,16 +29,6 @@ from dftune.watch.checkpoint_server import CheckpointServer
 from dftune.watch.watcher import Watcher
 
 ANSWERS = {10: "7", 20: "8", 30: "7"}
-
-
-@pytest.fixture
-def problems(tmp_path):
-    return write_problems(tmp_path / "sums.jsonl")
-
-
-@pytest.fixture
-def training(tmp_path, problems):
-    return FakeTraining(tmp_path / "run", problems)
 
 
 def serve(server):

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from tests.watch.folders import RIGHT, FakeTraining, write_problems
+from tests.watch.folders import RIGHT, FakeTraining
 
 from dftune.evaluate.config import EvaluateConfig
 from dftune.evaluate.record import record
@@ -16,16 +16,6 @@ from dftune.files import locked, read_json, read_jsonl, write_json
 from dftune.watch.config import WatchConfig
 from dftune.watch.ledger import claimed, waiting
 from dftune.watch.watcher import Watcher, watch_device, watch_threads
-
-
-@pytest.fixture
-def problems(tmp_path):
-    return write_problems(tmp_path / "sums.jsonl")
-
-
-@pytest.fixture
-def training(tmp_path, problems):
-    return FakeTraining(tmp_path / "run", problems)
 
 
 def make_watcher(training, problems, **options):
